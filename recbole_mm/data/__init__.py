@@ -1,0 +1,1 @@
+"""Prepared dataset folders (`layout`) and how models see them (`dataset`)."""

@@ -1,0 +1,100 @@
+"""Our models under RecBole's own naming conventions, so that its ``run_recbole(model="MSM4SR")`` finds them.
+
+RecBole looks for a model in ``recbole.model.sequential_recommender.<name>``, for its data set class in
+``recbole.data.dataset.<Name>Dataset``, for its trainer in ``recbole.trainer.<Name>Trainer`` and for its defaults in a
+file of its own package. Each of the four is answered when RecBole is imported; nothing of it is imported from here.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.abc
+import importlib.machinery
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import yaml
+
+from recbole_mm.compat import around
+from recbole_mm.model import model_names
+from recbole_mm.paths import properties_dir
+
+_PREFIX = "recbole.model.sequential_recommender."
+
+
+def default_files(model: str) -> list[Path]:
+    """Property files with the defaults of one of our models, weakest first."""
+    return [properties_dir() / "overall.yaml", properties_dir() / "model" / f"{model}.yaml"]
+
+
+def dataset_settings(dataset: str, model: str) -> dict[str, Any]:
+    """What a dataset changes: plain keys for every model, those below ``<Model>:`` for that one."""
+    file = properties_dir() / "dataset" / f"{dataset}.yaml"
+    settings = yaml.safe_load(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    models = {key: value for key, value in settings.items() if key[0].isupper() and isinstance(value, dict)}
+    return {key: value for key, value in settings.items() if key not in models} | models.get(model, {})
+
+
+class _ModelFinder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
+    """Answers ``recbole.model.sequential_recommender.msm4sr`` with the module object ``recbole_mm.model.msm4sr``."""
+
+    def find_spec(self, fullname: str, path=None, target=None) -> importlib.machinery.ModuleSpec | None:
+        name = fullname.removeprefix(_PREFIX)
+        if name == fullname or name not in (known.lower() for known in model_names()):
+            return None
+        return importlib.machinery.ModuleSpec(fullname, self)
+
+    def create_module(self, spec: importlib.machinery.ModuleSpec) -> ModuleType:
+        module = importlib.import_module(f"recbole_mm.model.{spec.name.removeprefix(_PREFIX)}")
+        self._own_spec = module.__spec__
+        return module
+
+    def exec_module(self, module: ModuleType) -> None:
+        module.__spec__ = self._own_spec  # the import system has just put the alias there
+
+
+@around("recbole.data.dataset")
+def datasets():
+    module = yield
+    _answer(module, "Dataset", "recbole_mm.data.dataset", "MultimodalDataset")
+
+
+@around("recbole.trainer")
+def trainers():
+    module = yield
+    _answer(module, "Trainer", "recbole_mm.trainer", "Trainer")
+
+
+def _answer(package: ModuleType, suffix: str, module: str, attribute: str) -> None:
+    """Let ``package.<Model><suffix>`` be our class; imported when asked for, since our modules import that package."""
+
+    def find(name: str):
+        if name.endswith(suffix) and name.removesuffix(suffix) in model_names():
+            return getattr(importlib.import_module(module), attribute)
+        raise AttributeError(f"module {package.__name__!r} has no attribute {name!r}")
+
+    package.__getattr__ = find
+
+
+@around("recbole.config.configurator")
+def defaults():
+    module = yield
+    stock = module.Config
+    load = stock._load_internal_config_dict
+
+    def load_ours_too(self, model, model_class, dataset):
+        load(self, model, model_class, dataset)
+        if model in model_names():
+            for file in default_files(model):
+                self._update_internal_config_dict(file)
+            self.internal_config_dict.update(dataset_settings(dataset, model))
+
+    stock._load_internal_config_dict = load_ours_too
+
+
+def apply() -> None:
+    """Idempotent."""
+    if not any(isinstance(finder, _ModelFinder) for finder in sys.meta_path):
+        sys.meta_path.insert(0, _ModelFinder())

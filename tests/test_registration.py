@@ -1,0 +1,81 @@
+"""RecBole's own entry points find our models once ``recbole_mm`` is imported."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import TINY
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+STOCK_SCRIPT = """
+import json, sys
+import recbole_mm
+from recbole.quick_start import load_data_and_model, objective_function, run_recbole
+
+settings = json.loads(sys.argv[1])
+result = run_recbole(model="MSM4SR", dataset="planted", config_dict=settings)
+from pathlib import Path
+file = max(Path("saved").glob("MSM4SR-planted-finetune-*.pth"), key=lambda path: "last" not in path.name)
+config, model, dataset, train, valid, test = load_data_and_model(str(file))
+from recbole.trainer import Trainer
+again = Trainer(config, model).evaluate(test, load_best_model=False)
+tuned = objective_function({**settings, "model": "MSM4SR", "dataset": "planted", "learning_rate": 0.02})
+import torch
+print(json.dumps({
+    "test": dict(result["test_result"]), "again": dict(again), "tuned": dict(tuned["test_result"]),
+    "model": type(model).__module__, "dataset": type(dataset).__name__, "temperature": config["temperature"],
+    "anomaly": torch.is_anomaly_enabled(),
+}, default=float))
+"""
+
+
+def stock(script: str, settings: dict) -> dict:
+    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-c", script, json.dumps(settings)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return json.loads(done.stdout.strip().splitlines()[-1])
+
+
+@pytest.mark.slow
+def test_a_stock_script_trains_tunes_and_reloads_our_model(planted):
+    from recbole_mm.quick_start import run
+
+    settings = {**TINY, "epochs": 2, "pretrain_epochs": 1, "learning_rate": 0.01, "data_path": "dataset"}
+    out = stock(STOCK_SCRIPT, settings)
+    assert out["model"] == "recbole_mm.model.msm4sr" and out["dataset"] == "MultimodalDataset"
+    assert out["temperature"] == 0.07 and out["anomaly"] is False
+    assert out["again"] == out["test"] and set(out["tuned"]) == set(out["test"])
+    assert (
+        run("MSM4SR", str(planted), settings={k: v for k, v in settings.items() if k != "data_path"}).test
+        == out["test"]
+    )
+
+
+def test_names_of_recbole_s_own_stay_as_they_are():
+    import recbole.data.dataset
+    import recbole.trainer
+    from recbole.utils import get_model, get_trainer
+
+    from recbole_mm.data.dataset import MultimodalDataset
+    from recbole_mm.model.msm4sr import MSM4SR
+    from recbole_mm.trainer import Trainer
+
+    assert get_model("MSM4SR") is MSM4SR and get_model("SASRec").__module__.startswith("recbole.model")
+    assert get_trainer(None, "MSM4SR") is Trainer and get_trainer(None, "SASRec") is recbole.trainer.Trainer
+    assert recbole.data.dataset.MSM4SRDataset is MultimodalDataset
+    with pytest.raises(AttributeError, match="has no attribute 'SASRecDataset'"):
+        _ = recbole.data.dataset.SASRecDataset
+
+
+def test_importing_the_model_under_recbole_s_path_gives_the_same_module():
+    import importlib
+
+    alias = importlib.import_module("recbole.model.sequential_recommender.msm4sr")
+    ours = importlib.import_module("recbole_mm.model.msm4sr")
+    assert alias is ours and ours.__spec__.name == "recbole_mm.model.msm4sr"
