@@ -15,6 +15,10 @@ from recbole_mm.paths import properties_dir
 from recbole_mm.model import model_names
 print(properties_dir(), model_names())
 """
+# An editable install is found through a finder of its own, here before a package installed in the test's environment.
+FIRST = """
+sys.meta_path.sort(key=lambda finder: "Editable" not in getattr(finder, "__name__", ""))
+"""
 
 
 def test_setup_cfg_lists_every_package():
@@ -76,7 +80,7 @@ def installed(tmp_path: Path, *arguments: str) -> str:
         str(target),
     ]
     subprocess.run([*install, *arguments], check=True, capture_output=True)
-    code = f"import site, sys; sys.path.insert(0, {str(target)!r}); site.addsitedir({str(target)!r}){FIND}"
+    code = f"import site, sys; sys.path.insert(0, {str(target)!r}); site.addsitedir({str(target)!r}){FIRST}{FIND}"
     return subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True).stdout
 
 
