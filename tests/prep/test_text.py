@@ -57,4 +57,4 @@ def test_text_is_split_into_sentences(raw, expected):
 
 def test_hostile_text_takes_no_time():
     for text in ("<" * 50_000, "<!--" * 20_000, "<script>" * 5_000, "&amp;" * 50_000, '." ' * 50_000, ". " * 50_000):
-        sentences(text)
+        assert len(sentences(text)) <= len(text)
