@@ -208,7 +208,7 @@ def _check_same_data(config: Config, stored: Mapping[str, Any]) -> None:
 def _probe(folder: Path) -> None:
     """Fail now, and not after the training, if nothing can be written there."""
     write_atomically(folder / ".writable", lambda out: out.write(b"yes"))
-    (folder / ".writable").unlink()
+    (folder / ".writable").unlink(missing_ok=True)  # a run beside this one may have been quicker
 
 
 def _refuse_pickled_loaders(config: Config) -> None:

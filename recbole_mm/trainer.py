@@ -96,16 +96,7 @@ class Trainer(RecBoleTrainer):
             if callback_fn:
                 callback_fn(epoch, score)
 
-        try:
-            best = super().fit(train_data, valid_data, verbose, saved, show_progress, after_epoch)
-        except ValueError as error:
-            if "loss is nan" in str(error):
-                raise TrainingError(
-                    f"the training loss of {self.config['model']} became NaN after {self._epochs_run} epochs\n"
-                    f"  try a smaller learning_rate (now {self.learning_rate}) or clip_grad_norm"
-                    + (f"; the best weights so far are in {self.saved_model_file}" if self.best_epoch >= 0 else "")
-                ) from error
-            raise
+        best = super().fit(train_data, valid_data, verbose, saved, show_progress, after_epoch)
         seconds = self._seconds_before + time.perf_counter() - started
         valid = {key: float(value) for key, value in (self.best_valid_result or {}).items()}
         epochs = self._epochs_run or self.epochs
@@ -152,7 +143,11 @@ class Trainer(RecBoleTrainer):
 
     def _check_nan(self, loss) -> None:
         if not torch.isfinite(loss):
-            raise ValueError("Training loss is nan")
+            raise TrainingError(
+                f"the training loss of {self.config['model']} became NaN or infinite after {self._epochs_run} epochs\n"
+                f"  try a smaller learning_rate (now {self.learning_rate}) or clip_grad_norm"
+                + (f"; the best weights so far are in {self.saved_model_file}" if self.best_epoch >= 0 else "")
+            )
 
     def _full_sort_batch_eval(self, batched_data):
         interaction, scores, *positives = super()._full_sort_batch_eval(batched_data)

@@ -194,7 +194,7 @@ def test_scores_that_are_not_finite_are_no_result(built, planted, monkeypatch):
 def test_a_loss_of_nan_stops_the_run_and_says_what_to_try(built, planted, monkeypatch):
     config, _, train, valid, _, model = built("SASRec", planted)
     monkeypatch.setattr(model, "calculate_loss", lambda batch: model.item_embedding.weight.sum() * np.nan)
-    with pytest.raises(TrainingError, match="became NaN after 0 epochs\n.*smaller learning_rate"):
+    with pytest.raises(TrainingError, match="became NaN or infinite after 0 epochs\n.*smaller learning_rate"):
         Trainer(config, model).fit(train, valid, verbose=False)
 
 
