@@ -25,13 +25,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     Returns:
         Exit code: 0 done, 1 training failed, 2 wrong usage or setting, 3 wrong data, 4 machine (disk, rights),
-        5 interrupted, 6 checkpoint refused.
+        5 interrupted, 6 a checkpoint or file refused.
     """
     args, rest = _parser().parse_known_args(argv)
     if args.help:
         _print_help()
         return 0
-    from recbole_mm.errors import CheckpointError, DatasetError, RecBoleMMError, SettingError
+    from recbole_mm.errors import CheckpointError, DatasetError, RecBoleMMError, SettingError, UnsafeFileError
 
     try:
         signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: the last epoch's state is saved
@@ -44,7 +44,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         if args.debug:
             raise
         print(f"{type(error).__name__}: {error}", file=sys.stderr)
-        return {SettingError: EXIT_USAGE, DatasetError: EXIT_DATA, CheckpointError: EXIT_REFUSED}.get(type(error), 1)
+        refused = isinstance(error, (CheckpointError, UnsafeFileError))  # before DatasetError, which one of them is
+        codes = {SettingError: EXIT_USAGE, DatasetError: EXIT_DATA}
+        return EXIT_REFUSED if refused else next((code for kind, code in codes.items() if isinstance(error, kind)), 1)
     except (OSError, MemoryError) as error:
         if args.debug:
             raise

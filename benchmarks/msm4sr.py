@@ -27,6 +27,7 @@ import torch
 import yaml
 from torch import Tensor
 
+from benchmarks import RECBOLE_FIELDS
 from benchmarks.literal_msm4sr import LiteralMSM4SR
 from recbole_mm.data.files import write_table
 from recbole_mm.data.layout import write_feature
@@ -35,16 +36,7 @@ from recbole_mm.model.msm4sr import MSM4SR
 
 MAX_LENGTH = 50
 MODEL_YAML = Path(__file__).parents[1] / "properties" / "model" / "MSM4SR.yaml"
-RECBOLE = {
-    "USER_ID_FIELD": "user_id",
-    "ITEM_ID_FIELD": "item_id",
-    "LIST_SUFFIX": "_list",
-    "ITEM_LIST_LENGTH_FIELD": "item_length",
-    "NEG_PREFIX": "neg_",
-    "MAX_ITEM_LIST_LENGTH": MAX_LENGTH,
-    "device": "cpu",
-    "dataset": "made-up",
-}
+RECBOLE = {**RECBOLE_FIELDS, "MAX_ITEM_LIST_LENGTH": MAX_LENGTH}
 NO_DROPOUT = {"hidden_dropout_prob": 0.0, "attn_dropout_prob": 0.0, "adaptor_dropout": 0.0}
 
 

@@ -8,6 +8,7 @@ The planted taste
     - The **picture** tells the style: 4 palettes x 3 textures (stripes, dots, chequers). The colour is that of a shape
       of random form and place in front. It says nothing about the kind.
     - So either knows one half well, and only both together know kind and style of every article.
+    - The **price level**, which compares articles of a kind, tells the tier.
     A user likes one or two styles, popular ones more often (Zipf again), and one price tier, and walks through the
     shop. Each step is
     - with probability 0.1 an aside: any article at all, after which the walk goes on as if nothing had happened;
@@ -33,6 +34,9 @@ from random import Random
 from typing import TYPE_CHECKING
 
 from dataset_prep.features import make_feature
+from dataset_prep.price import PriceSettings
+from dataset_prep.pseudo import make_pseudo_feature
+from dataset_prep.session_folder import add_price_levels
 from recbole_mm.data.files import file_info, write_table
 from recbole_mm.data.layout import Manifest
 from recbole_mm.errors import DatasetError
@@ -49,6 +53,7 @@ STYLE_WORD_PROB = 0.5
 SHORTEST, LONGEST = 4, 20
 FIRST_DAY, N_DAYS = 1_672_531_200, 500  # 1 January 2023 [unix seconds]
 MADE_BY = "python -m dataset_prep demo"
+N_PRICE_LEVELS = 20
 
 # Kind: department, price of the middle tier [USD], a sentence of the description.
 KINDS = {
@@ -176,7 +181,10 @@ class Article:
 def make_demo(
     folder: Path, *, seed: int = 2020, n_items: int = 600, n_users: int = 3000, progress: bool = True
 ) -> None:
-    """Make the shop as an ordinary prepared folder with the features ``text`` (per sentence) and ``image``.
+    """Make the shop as an ordinary prepared folder, with price levels, texts and pictures.
+
+    Features: ``text`` (a vector per sentence), ``image``, and ``text_from_image`` and ``image_from_text``, which are
+    means over the articles most alike (see ``pseudo.py``). Price levels are 1 to 20 in each category, that is, kind.
 
     Everything is made in a folder beside it and renamed at the end: a run that is stopped leaves no half-made shop.
     A shop made here before is replaced. Same arguments, same bytes (with the same NumPy, scikit-learn and Pillow).
@@ -203,11 +211,12 @@ def make_demo(
     try:
         (partial / "images").mkdir(parents=True)
         articles = make_articles(seed=seed, n_items=n_items)
-        with tqdm(total=4, desc=f"{folder.name}: users", disable=not progress, leave=False) as bar:
+        with tqdm(total=5, desc=f"{folder.name}: users", disable=not progress, leave=False) as bar:
             _write_tables(partial, articles, make_histories(articles, seed=seed, n_users=n_users))
             settings = {"made_by": MADE_BY, "seed": seed, "n_items": n_items, "n_users": n_users}
             files = {file: file_info(partial / file) for file in (f"{folder.name}.inter", f"{folder.name}.item")}
             Manifest(name=folder.name, files=files, settings=settings).save(partial)
+            add_price_levels(partial, PriceSettings(n_levels=N_PRICE_LEVELS))
             _step(bar, f"{folder.name}: pictures")
             for article in articles:
                 draw_picture(article, seed=seed).save(partial / article.picture)
@@ -215,6 +224,9 @@ def make_demo(
             make_feature(partial, "text", progress=False)
             _step(bar, f"{folder.name}: image feature")
             make_feature(partial, "image", progress=False)
+            _step(bar, f"{folder.name}: pseudo features")
+            for name in ("text_from_image", "image_from_text"):
+                make_pseudo_feature(partial, name)
             _step(bar, folder.name)
         if folder.exists():
             folder.rename(workshop / "replaced")

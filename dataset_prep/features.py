@@ -118,18 +118,24 @@ def make_feature(
     )
 
 
-def import_vectors(folder: Path, name: str, *, file: Path, zero_is_missing: bool = False) -> FeatureReport:
+def import_vectors(
+    folder: Path, name: str, *, file: Path, vector_items: Path | None = None, zero_is_missing: bool = False
+) -> FeatureReport:
     """Add vectors made elsewhere as a feature.
 
     Args:
-        file: ``.npy``, [rows of .item, F] of floats, in the order of ``.item``; stored as float32.
+        file: ``.npy``, [n, F] of floats; stored as float32.
+        vector_items: whose vectors these are: a text file with an item token per row of ``file``, or an atomic file
+            that ends in ``.item``; rows of other items are left out. None: the rows of the folder's ``.item``.
         zero_is_missing: an all-zero row stands for an item without content.
 
     Raises:
-        DatasetError: no such file, no plain array, another shape or type, a value that is not finite.
+        DatasetError: no such file, no plain array, another shape or type, a value that is not finite, an item twice.
     """
     folder, file = Path(folder), Path(file)
     items = read_items(folder)
+    owners = Path(vector_items or folder / f"{folder.name}.item")
+    tokens = list(items["item_id"]) if vector_items is None else _vector_tokens(owners)
     try:
         rows = np.load(file, mmap_mode="r", allow_pickle=False)
     except FileNotFoundError as error:
@@ -138,11 +144,12 @@ def import_vectors(folder: Path, name: str, *, file: Path, zero_is_missing: bool
         raise DatasetError(
             f"{file} is no plain .npy array or is cut short ({error}); save it with numpy.save"
         ) from error
-    if not isinstance(rows, np.ndarray) or rows.ndim != 2 or len(rows) != len(items):
+    if not isinstance(rows, np.ndarray) or rows.ndim != 2 or len(rows) != len(tokens):
         found = rows.shape if isinstance(rows, np.ndarray) else "an archive"
         raise DatasetError(
-            f"{file} has shape {found}, expected ({len(items)}, width): "
-            f"one row per row of {folder.name}.item, in that order"
+            f"{file} has shape {found}, expected ({len(tokens)}, width): "
+            f"one row per row of {owners.name}, in that order"
+            + ("; if it is of other items, name them with --vectors-items" if vector_items is None else "")
         )
     if rows.dtype.kind != "f":
         raise DatasetError(f"{file} has dtype {rows.dtype}, expected float32 (or float16, float64)")
@@ -152,18 +159,39 @@ def import_vectors(folder: Path, name: str, *, file: Path, zero_is_missing: bool
     if len(bad):
         raise DatasetError(
             f"{file} has NaN, infinity or values beyond float32 in {len(bad)} rows, such as row {bad[0]} "
-            f"(item {items['item_id'].iloc[bad[0]]!r}); repair them, or set them to 0 and pass --zero-is-missing"
+            f"(item {tokens[bad[0]]!r}); repair them, or set them to 0 and pass --zero-is-missing"
         )
     zero = ~rows.any(axis=1)
-    vectors = [[] if zero_is_missing and empty else [row] for row, empty in zip(rows, zero, strict=True)]
+    row_of = {token: row for row, token in enumerate(tokens)}
+    found = [row_of.get(token) for token in items["item_id"]]
+    vectors = [[] if row is None or (zero_is_missing and zero[row]) else [rows[row]] for row in found]
+    why = [f"not in {owners.name}" if row is None else "the row is all zero" for row in found]
     remarks = ()
+    if others := len(tokens) - sum(row is not None for row in found):
+        remarks = (f"{others} rows of {owners.name} are of other items",)
     if zero.any() and not zero_is_missing:
-        remarks = (f"{zero.sum()} rows are all zero; if these are items without content, pass --zero-is-missing",)
+        remarks += (f"{zero.sum()} rows are all zero; if these are items without content, pass --zero-is-missing",)
     settings = {"file": file.name, "sha256": sha256_of(file), "zero_is_missing": zero_is_missing}
-    why = ["the row is all zero"] * len(items)
+    if vector_items is not None:
+        settings |= {"items": owners.name, "items_sha256": sha256_of(owners)}
     return _save(
         folder, name, items, vectors, why, encoder="imported", source=file.name, settings=settings, remarks=remarks
     )
+
+
+def _vector_tokens(path: Path) -> list[str]:
+    if path.suffix == ".item":
+        tokens = list(read_table(path, needed=["item_id"], optional=[])["item_id"])
+    else:
+        try:
+            tokens = path.read_text(encoding="utf-8-sig").splitlines()
+        except OSError as error:
+            raise DatasetError(f"cannot read {path}: {error.strerror}") from error
+        except UnicodeDecodeError as error:
+            raise DatasetError(f"{path} is no text file in UTF-8 with an item token a line") from error
+    if twice := [token for token, n in Counter(tokens).items() if n > 1]:
+        raise DatasetError(f"{path}: {len(twice)} items occur twice, such as {twice[:3]}; keep one row each")
+    return tokens
 
 
 # ---------------------------------------------------------------- items
@@ -197,6 +225,8 @@ def _text_columns(items: DataFrame, folder: Path, columns: Sequence[str] | None)
     there = [column for column in items.columns if column != "item_id"]
     if columns is None:
         used = [column for column in TEXT_COLUMNS if column in there]
+        if "categories" in used and "category" in used:  # made from the former, and would say it twice
+            used.remove("category")
         if not used:
             raise DatasetError(
                 f"{folder} has none of the text columns {', '.join(TEXT_COLUMNS)}, only {', '.join(there) or 'item_id'}"

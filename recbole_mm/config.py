@@ -17,10 +17,10 @@ from recbole.utils import InputType, dataset_arguments, evaluation_arguments, ge
 from recbole_mm.data.files import read_header
 from recbole_mm.data.layout import folder_kind
 from recbole_mm.errors import DatasetError, SettingError, nearest
-from recbole_mm.model import find_model, model_names
+from recbole_mm.model import find_model, lineage
 from recbole_mm.paths import properties_dir
 from recbole_mm.ranges import documented
-from recbole_mm.registration import dataset_settings
+from recbole_mm.registration import dataset_settings, default_files
 
 _READ_WITHOUT_DEFAULT = {"reg_weight"}  # read by RecBole, but in none of its property files
 _AT_LEAST_ONE = {"train_batch_size", "eval_batch_size", "epochs", "eval_step", "n_layers", "n_heads"}
@@ -83,8 +83,8 @@ def read_settings(path: Path) -> dict[str, Any]:
 class Config(RecBoleConfig):
     """All settings of one run.
 
-    Precedence, weakest first: RecBole's files, overall.yaml, model/<Model>.yaml, folder/<kind>.yaml,
-    dataset/<name>.yaml, config files, ``settings``.
+    Precedence, weakest first: RecBole's files, overall.yaml, model/<Model>.yaml of the model's bases and of the model
+    itself, folder/<kind>.yaml, dataset/<name>.yaml, config files, ``settings``.
 
     Args:
         model: name, upper and lower case alike, or class.
@@ -142,9 +142,11 @@ class Config(RecBoleConfig):
             external["data_path"] = str(path.parent)
         super()._load_internal_config_dict(model, model_class, self.dataset)
         sampling = self.internal_config_dict["train_neg_sample_args"]
-        self._update_internal_config_dict(properties_dir() / "overall.yaml")
-        own = properties_dir() if model in model_names() else Path(recbole.__file__).parent / "properties"
-        self._update_internal_config_dict(own / "model" / f"{model}.yaml")
+        for file in default_files(model_class):
+            self._update_internal_config_dict(file)
+        if not lineage(model_class):  # RecBole's model, whose own file wins over our overall.yaml
+            theirs = Path(recbole.__file__).parent / "properties" / "model" / f"{model}.yaml"
+            self._update_internal_config_dict(theirs)
         self._refuse_unknown(external)
         self._fit_types(external)
         loss = {**self.internal_config_dict, **external}.get("loss_type")
@@ -156,7 +158,7 @@ class Config(RecBoleConfig):
             raise DatasetError(missing_folder_message(self.folder))
         if folder_kind(self.folder) == "splits":
             self._update_internal_config_dict(properties_dir() / "folder" / "splits.yaml")
-        self.internal_config_dict |= dataset_settings(self.dataset, model)
+        self.internal_config_dict |= dataset_settings(self.dataset, model_class)
         self._choose_columns(external)
 
     def _set_default_parameters(self) -> None:
@@ -211,9 +213,7 @@ class Config(RecBoleConfig):
             raise SettingError(
                 f"learning_rate must be > 0, found {final['learning_rate']!r}{self._from('learning_rate')}"
             )
-        allowed = documented(properties_dir() / "overall.yaml")
-        if self.model in model_names():
-            allowed |= documented(properties_dir() / "model" / f"{self.model}.yaml")
+        allowed = {key: values for file in default_files(self.model_class) for key, values in documented(file).items()}
         for key, values in allowed.items():
             if final[key] not in values:
                 near = values.nearest(final[key])

@@ -2,6 +2,7 @@
 
 RecBoleMMError
 ├── DatasetError      data on disk: a folder, file, row or feature
+│   └── UnsafeFileError   a file that would run code when it is read
 ├── SettingError      a setting, model name, dataset name or command-line argument
 ├── CheckpointError   a checkpoint that cannot be read, is not ours, or does not fit
 └── TrainingError     training or evaluation cannot go on
@@ -20,6 +21,10 @@ class RecBoleMMError(Exception):
 
 class DatasetError(RecBoleMMError):
     """Something is wrong with data on disk."""
+
+
+class UnsafeFileError(DatasetError):
+    """A file was refused because reading it could run code that somebody put there."""
 
 
 class SettingError(RecBoleMMError):

@@ -38,7 +38,7 @@ RUNS_FILE = Path("results/runs.jsonl")
 STAGE_NAMES = {"pretrain": "pre-training", "finetune": "fine-tuning", "train": "training"}
 _MAY_CHANGE_ON_RESUME = {
     "epochs", "pretrain_epochs", "stopping_step", "show_progress", "state", "gpu_id", "use_gpu", "device", "data_path",
-    "topk", "data_fingerprint", "feature_hashes", "feature_encoders",
+    "topk", "data_fingerprint", "feature_hashes", "feature_encoders", "field_hashes",
 }  # fmt: skip
 
 
@@ -92,12 +92,17 @@ def run(
     init_seed(config["seed"] + config["local_rank"], config["reproducibility"])
     with _recbole_refuses(f"the settings of {config['model']}"):
         net = config.model_class(config, train_data._dataset).to(config["device"])
+    if config["knockout"] is not None:
+        there, name = [*data.feature_names(), *data.item_columns()], f"{config['model']} on {config['dataset']}"
+        for unused in data.knockouts.refuse_idle(data.used_features(), data.used_fields(), there=there, run=name):
+            logger.warning(f"knock-out: {name} does not use {unused} anyway")
     logger.debug(net)
     n_parameters = sum(parameter.numel() for parameter in net.parameters() if parameter.requires_grad)
     logger.info(f"{config['model']}: {n_parameters:,} trainable parameters")
     config["data_fingerprint"] = data_fingerprint(config.folder)
     config["feature_hashes"] = {name: data.feature_hash(name) for name in data.used_features()}
     config["feature_encoders"] = {name: data.encoder_of(name) for name in data.used_features()}
+    config["field_hashes"] = {name: data.field_hash(name) for name in data.used_fields()}
     trainer = _trainer_class(config)(config, net)
     if state is not None:
         _check_same_data(config, state["config"])
@@ -194,9 +199,14 @@ def _resumed_config(
 
 
 def _check_same_data(config: Config, stored: Mapping[str, Any]) -> None:
-    """Interactions and features are those that the interrupted run began with."""
-    then = {"the interactions": stored.get("data_fingerprint"), **stored.get("feature_hashes", {})}
-    now = {"the interactions": config["data_fingerprint"], **config["feature_hashes"]}
+    """Interactions, features and item columns are those that the interrupted run began with."""
+
+    def hashes(settings: Any) -> dict[str, str]:
+        columns = {f"column {name}": digest for name, digest in settings["field_hashes"].items()}
+        return {"the interactions": settings["data_fingerprint"], **settings["feature_hashes"], **columns}
+
+    nothing = {"data_fingerprint": None, "feature_hashes": {}, "field_hashes": {}}
+    then, now = hashes({**nothing, **stored}), hashes(config)
     changed = [name for name in then if then[name] != now.get(name)]
     if changed:
         raise DatasetError(
@@ -292,7 +302,8 @@ def _peak_memory() -> dict[str, int]:
 def _report(
     logger: logging.Logger, record: RunRecord, stages: Sequence[StageResult], runs_file: Path | str | None
 ) -> None:
-    lines = [f"{record.model} on {record.dataset}, seed {record.seed}"]
+    knocked_out = f", knocked out: {record.settings['knockout']}" if record.settings.get("knockout") else ""
+    lines = [f"{record.model} on {record.dataset}, seed {record.seed}{knocked_out}"]
     for stage in stages:
         lines.append(
             f"{STAGE_NAMES[stage.stage]}: {stage.seconds:.1f} s, {stage.epochs} epochs, best epoch {stage.best_epoch}, "

@@ -18,23 +18,31 @@ from typing import Any
 import yaml
 
 from recbole_mm.compat import around
-from recbole_mm.model import model_names
+from recbole_mm.model import lineage, model_names
 from recbole_mm.paths import properties_dir
 
 _PREFIX = "recbole.model.sequential_recommender."
 
 
-def default_files(model: str) -> list[Path]:
-    """Property files with the defaults of one of our models, weakest first."""
-    return [properties_dir() / "overall.yaml", properties_dir() / "model" / f"{model}.yaml"]
+def default_files(model_class: type) -> list[Path]:
+    """Our property files with the defaults of a model, weakest first: those of its base classes before its own."""
+    models = properties_dir() / "model"
+    return [properties_dir() / "overall.yaml", *(models / f"{name}.yaml" for name in lineage(model_class))]
 
 
-def dataset_settings(dataset: str, model: str) -> dict[str, Any]:
-    """What a dataset changes: plain keys for every model, those below ``<Model>:`` for that one."""
+def dataset_settings(dataset: str, model_class: type) -> dict[str, Any]:
+    """What a dataset changes: plain keys for every model, those below ``<Model>:`` for that one.
+
+    They hold for models that derive from it as well, unless these have a section of their own.
+    """
     file = properties_dir() / "dataset" / f"{dataset}.yaml"
     settings = yaml.safe_load(file.read_text(encoding="utf-8")) if file.is_file() else {}
     models = {key: value for key, value in settings.items() if key[0].isupper() and isinstance(value, dict)}
-    return {key: value for key, value in settings.items() if key not in models} | models.get(model, {})
+    general = {key: value for key, value in settings.items() if key not in models}
+    for cls in model_class.__mro__:
+        if cls.__name__ in models:
+            return general | models[cls.__name__]
+    return general
 
 
 class _ModelFinder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
@@ -86,10 +94,10 @@ def defaults():
 
     def load_ours_too(self, model, model_class, dataset):
         load(self, model, model_class, dataset)
-        if model in model_names():
-            for file in default_files(model):
+        if lineage(model_class):
+            for file in default_files(model_class):
                 self._update_internal_config_dict(file)
-            self.internal_config_dict.update(dataset_settings(dataset, model))
+            self.internal_config_dict.update(dataset_settings(dataset, model_class))
 
     stock._load_internal_config_dict = load_ours_too
 

@@ -130,12 +130,12 @@ def _known(model: str, settings: dict) -> dict:
     """Without the widths that this model does not have."""
     import recbole
 
-    from recbole_mm.model import find_model, model_names
-    from recbole_mm.paths import properties_dir
+    from recbole_mm.model import find_model, lineage
+    from recbole_mm.registration import default_files
 
-    name = find_model(model).__name__
-    own = properties_dir() if name in model_names() else Path(recbole.__file__).parent / "properties"
-    text = (own / "model" / f"{name}.yaml").read_text()
+    cls = find_model(model)
+    theirs = Path(recbole.__file__).parent / "properties" / "model" / f"{cls.__name__}.yaml"
+    text = "".join(file.read_text() for file in (default_files(cls) if lineage(cls) else [theirs]))
     return {
         key: value for key, value in settings.items() if key not in ("hidden_size", "inner_size") or f"{key}:" in text
     }

@@ -23,6 +23,17 @@ def test_later_sources_win(planted, tmp_path):
     assert made["valid_metric"] == "Recall@20"  # overall.yaml over RecBole's MRR@10
 
 
+def test_a_derived_model_inherits_the_settings_of_its_base(planted):
+    base, derived = config(planted), config(planted, model="MSM4SRReleased")
+    assert (derived["feature_scale"], derived["train_attention"]) == ("none", False)
+    same = {key for key in base.final_config_dict if base[key] == derived[key]}
+    assert {"hidden_size", "temperature", "clip_grad_norm", "pretrain_epochs", "valid_metric"} <= same
+    with pytest.raises(SettingError, match=r"mixup_max must be in \[0, 0.5\]"):
+        config(planted, model="MSM4SRReleased", mixup_max=0.7)
+    with pytest.raises(SettingError, match="feature_scale must be one of none, unit"):
+        config(planted, model="MSM4SRReleased", feature_scale="standard")
+
+
 def test_a_dataset_is_a_name_or_a_path(planted, tmp_path):
     by_name, by_path = config(Path("planted")), config(planted)
     assert by_name["dataset"] == by_path["dataset"] == "planted"

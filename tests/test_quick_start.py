@@ -11,7 +11,7 @@ from conftest import TINY, _known, write_planted
 
 import run_recbole_mm
 from recbole_mm import leaderboard
-from recbole_mm.errors import SettingError
+from recbole_mm.errors import CheckpointError, DatasetError, SettingError, TrainingError, UnsafeFileError
 from recbole_mm.model import recbole_model_names
 from recbole_mm.quick_start import run
 
@@ -209,6 +209,19 @@ def test_a_wrong_command_gets_one_clear_message(planted, capsys, arguments, code
     assert run_recbole_mm.main(arguments) == code
     error = capsys.readouterr().err
     assert message in error and "Traceback" not in error
+
+
+@pytest.mark.parametrize(
+    ("kind", "code"),
+    [(UnsafeFileError, 6), (CheckpointError, 6), (DatasetError, 3), (SettingError, 2), (TrainingError, 1)],
+)
+def test_a_special_kind_of_error_has_the_exit_code_of_its_kind(monkeypatch, capsys, kind, code):
+    def stop(*_, **__):
+        raise type("Special", (kind,), {})("no")
+
+    monkeypatch.setattr("recbole_mm.quick_start.run", stop)
+    assert run_recbole_mm.main(["--model=SASRec", "--dataset=x"]) == code
+    assert capsys.readouterr().err == "Special: no\n"
 
 
 def test_help_shows_examples_models_and_datasets(planted, capsys):

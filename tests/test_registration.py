@@ -73,6 +73,32 @@ def test_names_of_recbole_s_own_stay_as_they_are():
         _ = recbole.data.dataset.SASRecDataset
 
 
+def test_a_dataset_s_settings_of_a_model_hold_for_those_derived_from_it(tmp_path, monkeypatch):
+    from recbole_mm import registration
+    from recbole_mm.model import find_model
+
+    classes = {name: find_model(name) for name in ("MSM4SR", "MSM4SRReleased", "Popularity", "SASRec")}
+    assert registration.dataset_settings("demo", classes["MSM4SRReleased"])["pretrain_epochs"] == 15
+    (tmp_path / "dataset").mkdir()
+    file = tmp_path / "dataset" / "shop.yaml"
+    monkeypatch.setattr(registration, "properties_dir", lambda: tmp_path)
+    file.write_text(
+        "topk: [7]\nMSM4SR:\n  epochs: 3\n  n_heads: 1\nMSM4SRReleased:\n  epochs: 4\nSASRec:\n  epochs: 5\n"
+    )
+    settings = {name: registration.dataset_settings("shop", cls) for name, cls in classes.items()}
+    assert settings["MSM4SR"] == {"topk": [7], "epochs": 3, "n_heads": 1}
+    assert settings["MSM4SRReleased"] == {"topk": [7], "epochs": 4}
+    assert settings["SASRec"] == {"topk": [7], "epochs": 5} and settings["Popularity"] == {"topk": [7]}
+
+
+def test_recbole_s_own_config_reads_the_files_of_the_base_first(monkeypatch):
+    from recbole.config import Config
+
+    monkeypatch.setattr(sys, "argv", ["run.py"])
+    config = Config("MSM4SRReleased", "demo", config_dict={"use_gpu": False})
+    assert (config["feature_scale"], config["hidden_size"], config["valid_metric"]) == ("none", 64, "Recall@20")
+
+
 def test_importing_the_model_under_recbole_s_path_gives_the_same_module():
     import importlib
 

@@ -13,6 +13,7 @@ import numpy as np
 
 from recbole_mm.errors import SettingError, nearest
 
+NEIGHBOURS = "neighbours"  # of pseudo.py, which reads features: an encoder by name only
 DEFAULT_ENCODERS = {"text": "tfidf", "image": "histogram"}
 
 
@@ -43,6 +44,10 @@ def _known() -> dict[str, type]:
     return {"tfidf": TfidfEncoder, "sentence": SentenceEncoder, "histogram": HistogramEncoder}
 
 
+def _names() -> list[str]:
+    return sorted([*_known(), NEIGHBOURS])
+
+
 def find_encoder(name: str) -> type:
     """The class of an encoder.
 
@@ -50,8 +55,10 @@ def find_encoder(name: str) -> type:
         SettingError: no encoder of that name; lists those there are.
     """
     known = _known()
+    if name == NEIGHBOURS:
+        raise SettingError(f"the encoder {name} reads features; it makes those called <result>_from_<source> alone")
     if name not in known:
-        raise SettingError(f"no encoder {name!r}, only {sorted(known)}{nearest(name, known)}")
+        raise SettingError(f"no encoder {name!r}, only {_names()}{nearest(name, _names())}")
     return known[name]
 
 
@@ -70,7 +77,7 @@ def build_encoder(name: str | None, *, feature: str, **options: Any) -> Encoder:
     if name is None:
         raise SettingError(
             f"feature {feature!r} has no default encoder (only {sorted(DEFAULT_ENCODERS)} have)"
-            f"; choose one with --encoder, of {sorted(_known())}"
+            f"; choose one with --encoder, of {_names()}"
         )
     encoder = find_encoder(name)
     options = {key: value for key, value in options.items() if value is not None}

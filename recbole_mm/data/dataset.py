@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
+import math
+import re
 from pathlib import Path
 from typing import NamedTuple
 
@@ -12,17 +15,20 @@ from recbole.data.dataset import SequentialDataset
 from recbole.data.interaction import Interaction
 from torch import Tensor
 
-from recbole_mm.data.files import read_header
+from recbole_mm.data.files import read_header, read_table
+from recbole_mm.data.knockout import KnockOuts
 from recbole_mm.data.layout import PADDING_TOKEN, Manifest, interaction_files, read_feature
 from recbole_mm.data.reading import SafeReading
-from recbole_mm.errors import DatasetError, SettingError
+from recbole_mm.errors import DatasetError, SettingError, nearest
+
+PREPARED_COLUMNS = ("price_level", "category")  # made by python -m dataset_prep prices
 
 
 class ItemVectors(NamedTuple):
     """All vectors of one feature, item by item, without copying or padding them.
 
     Attributes:
-        rows: [S, F] float32 in the order of the file; on a CPU the mapped file itself.
+        rows: [S, F] float32 in the order of the file; on a CPU the mapped file itself. A knock-out may bring others.
         starts: [N] long, where the rows of an item id begin.
         counts: [N] long, how many it has; 0 for padding and for items without content.
         fallback: [F], what stands in for an item without rows: zeros, or the mean of all rows.
@@ -41,8 +47,20 @@ class ItemVectors(NamedTuple):
         return self.rows[index] * valid.unsqueeze(-1), valid
 
 
+class ItemField(NamedTuple):
+    """One column of the item file, item by item.
+
+    Attributes:
+        values: [N] long, the number of each item's value; 0 for padding and where no value is known.
+        tokens: the values by number: numbers by size, before texts in natural order; tokens[0] is "", not known.
+    """
+
+    values: Tensor
+    tokens: list[str]
+
+
 class MultimodalDataset(SafeReading, SequentialDataset):
-    """A dataset folder, and the features of its items by item id.
+    """A dataset folder, and the features and columns of its items by item id.
 
     Differs from RecBole's ``SequentialDataset`` in this:
     - histories are ordered by exact time, then by line of the file; RecBole compares float32, in steps of 128 s;
@@ -53,14 +71,19 @@ class MultimodalDataset(SafeReading, SequentialDataset):
     Ids follow RecBole: items are 1..N-1 and 0 is padding.
 
     Raises:
-        DatasetError: the interactions, or a feature that is asked for, cannot be used.
+        DatasetError: the interactions, or a feature or column that is asked for, cannot be used.
+        SettingError: the setting ``knockout`` cannot be read.
     """
 
     def __init__(self, config) -> None:
         self.folder = Path(config["data_path"])
         self.manifest = Manifest.load(self.folder)
         self.missing_features = config["missing_features"] or "error"
+        self.knockouts = KnockOuts(config["knockout"], seed=config["knockout_seed"], settings=config.final_config_dict)
+        # Filled when asked for. The parts that RecBole splits this into share them.
         self._vectors: dict[str, ItemVectors] = {}
+        self._fields: dict[str, ItemField] = {}
+        self._field_hashes: dict[str, str] = {}
         super().__init__(config)
 
     # ------------------------------------------------ features
@@ -78,10 +101,11 @@ class MultimodalDataset(SafeReading, SequentialDataset):
         return self.manifest.files[self.manifest.features[name].file].sha256
 
     def encoder_of(self, name: str) -> str:
-        """What made a feature: the encoder, and its model and weights if it has some."""
-        info = self.manifest.features[name]
+        """What made a feature: the encoder, and its model and weights if it has some; what a knock-out put there."""
+        info, knockout = self.manifest.features[name], self.knockouts.of_feature(name)
         weights = [digest[:12] for _, digest in sorted(info.settings.get("weights_sha256", {}).items())]
-        return " ".join([info.encoder, *filter(None, [info.settings.get("model")]), *weights])
+        replaced = f"{knockout.kind} instead of " if knockout else ""
+        return replaced + " ".join([info.encoder, *filter(None, [info.settings.get("model")]), *weights])
 
     def vectors(self, name: str) -> ItemVectors:
         """All vectors of a feature, aligned with item ids by item token; opened once.
@@ -124,7 +148,19 @@ class MultimodalDataset(SafeReading, SequentialDataset):
         if self.missing_features == "mean":
             used = _ranges(starts, counts)
             fallback = F.embedding_bag(used, rows, torch.zeros(1, dtype=torch.long), mode="mean")[0]
-        return ItemVectors(rows, torch.from_numpy(starts), torch.from_numpy(counts), fallback)
+        if knockout := self.knockouts.of_feature(name):
+            why = f"made from {knockout.name} and replaced like it" if knockout.derived else "replaced"
+            self._report_knockout(f"feature {name!r}", why, knockout.kind)
+        elif source := self.knockouts.leaking(name):
+            self.logger.warning(
+                f"knock-out: feature {name!r} is not made from {source} and stays, but other items' {source} may show "
+                f"in it; to replace it too, add {name}:{self.knockouts.kinds[source]}"
+            )
+        replaced = self.knockouts.replace_rows(name, rows, torch.from_numpy(starts), torch.from_numpy(counts))
+        return ItemVectors(*replaced, fallback)
+
+    def _report_knockout(self, what: str, why: str, kind: str) -> None:
+        self.logger.warning(f"knock-out: {what} is {why} by {kind} (knockout_seed {self.knockouts.seed})")
 
     def _report_coverage(self, name: str, feature, missing: np.ndarray, *, n_known: int) -> None:
         tokens, n_items = self.field2id_token[self.iid_field], self.item_num - 1
@@ -143,6 +179,67 @@ class MultimodalDataset(SafeReading, SequentialDataset):
         )
         if extra := len(feature.tokens) - n_known:
             self.logger.info(f"feature {name!r}: {extra} items without interactions are not used")
+
+    # ------------------------------------------------ item columns
+
+    def item_columns(self) -> list[str]:
+        """Columns of the item file, without that of the item ids; empty if there is no file."""
+        path = self._item_file()
+        return [column for column in read_header(path) if column != self.iid_field] if path.is_file() else []
+
+    def used_fields(self) -> list[str]:
+        """Columns that a model has asked for and that hold something."""
+        return sorted(name for name, field in self._fields.items() if len(field.tokens) > 1)
+
+    def field_hash(self, name: str) -> str:
+        """sha256 of what the items of this dataset have in a column that a model has asked for."""
+        return self._field_hashes[name]
+
+    def item_field(self, name: str) -> ItemField:
+        """One column of ``<name>.item``, aligned with item ids by item token; read once.
+
+        A value is the text of the field as it stands, also in a column of sequences. Values count if an item of the
+        dataset has them.
+
+        Raises:
+            DatasetError: no item file, no such column, or an item with two rows.
+        """
+        if name not in self._fields:
+            self._fields[name] = self._read_field(name)
+        return self._fields[name]
+
+    def _item_file(self) -> Path:
+        return self.folder / f"{self.folder.name}.item"
+
+    def _read_field(self, name: str) -> ItemField:
+        path, columns = self._item_file(), self.item_columns()
+        if name not in columns:
+            there = f"its columns are {', '.join(columns) or 'item ids alone'}{nearest(name, columns)}"
+            remedy = "add it to the file"
+            if name in PREPARED_COLUMNS:
+                remedy = f"make it with: python -m dataset_prep prices --dataset {self.folder}"
+            raise DatasetError(
+                f"no item column {name!r} in {path}: {there if path.is_file() else 'there is no such file'}\n  {remedy}"
+            )
+        table = read_table(path, needed=[self.iid_field, name], optional=[])
+        if (twice := table[self.iid_field].duplicated()).any():
+            examples = ", ".join(map(repr, table[self.iid_field][twice].unique()[:3]))
+            raise DatasetError(f"{path}: {int(twice.sum())} rows repeat an item, such as {examples}; keep one row each")
+        value_of = dict(zip(table[self.iid_field], table[name], strict=True))
+        items = [str(token) for token in self.field2id_token[self.iid_field]]  # [N], padding first
+        texts = ["", *(value_of.get(item, "") for item in items[1:])]
+        tokens = ["", *sorted({*texts} - {""}, key=_natural)]
+        number_of = {token: number for number, token in enumerate(tokens)}
+        values = torch.tensor([number_of[text] for text in texts])
+
+        pairs = sorted(f"{item}\t{text}\n" for item, text in zip(items[1:], texts[1:], strict=True))
+        self._field_hashes[name] = hashlib.sha256("".join(pairs).encode()).hexdigest()
+        self.logger.info(
+            f"item column {name!r}: {int((values > 0).sum())} of {len(items) - 1} items, {len(tokens) - 1} values"
+        )
+        if knockout := self.knockouts.of_column(name):
+            self._report_knockout(f"item column {name!r}", "replaced", knockout.kind)
+        return ItemField(self.knockouts.replace_values(name, values), tokens)
 
     # ------------------------------------------------ reading
 
@@ -290,6 +387,17 @@ class MultimodalDataset(SafeReading, SequentialDataset):
                     "  leave-one-out needs users with four interactions; choose another split or a looser filter"
                 )
         return parts
+
+
+def _natural(token: str) -> tuple:
+    """Sorts numbers by size, then texts, in which ``c2`` stands before ``c10``."""
+    try:
+        number = float(token)
+    except ValueError:
+        number = math.nan
+    parts = re.split(r"(\d{1,18})", token)  # Python reads numbers of a few thousand digits only
+    parts[1::2] = map(int, parts[1::2])
+    return (0, number, token) if math.isfinite(number) else (1, parts, token)
 
 
 def _ranges(starts: np.ndarray, counts: np.ndarray) -> Tensor:

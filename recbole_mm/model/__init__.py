@@ -1,4 +1,7 @@
-"""Models: one file and one property file each. A model exists because ``properties/model/<Name>.yaml`` exists."""
+"""Models: one file and one property file each. A model exists because ``properties/model/<Name>.yaml`` exists.
+
+A model that derives from another one of ours inherits its settings too; its own file holds only what differs.
+"""
 
 from __future__ import annotations
 
@@ -16,12 +19,21 @@ OTHER_TASKS = {
     "KSR": "it needs the vectors of a knowledge graph",
     "S3Rec": "it pre-trains in a trainer of its own; run it with RecBole",
 }
-ALIASES = {"MP4SR": "MSM4SR"}  # the later name of the same model, in its second arXiv version
+ALIASES = {
+    "MP4SR": "MSM4SR",  # the later name of the same model, in its second arXiv version
+    "Pop": "Popularity",  # RecBole's name
+}
 
 
 def model_names() -> list[str]:
     """Names of our models."""
     return sorted(path.stem for path in (properties_dir() / "model").glob("*.yaml"))
+
+
+def lineage(model_class: type) -> list[str]:
+    """Our models among a class and its bases, the class itself last: each one's settings win over those before it."""
+    ours = model_names()
+    return [cls.__name__ for cls in reversed(model_class.__mro__) if cls.__name__ in ours]
 
 
 def recbole_model_names() -> list[str]:

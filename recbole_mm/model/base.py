@@ -9,6 +9,8 @@ import torch.nn.functional as F
 from recbole.model.abstract_recommender import SequentialRecommender
 from torch import Tensor
 
+from recbole_mm.errors import DatasetError
+
 
 class MultimodalRecommender(SequentialRecommender):
     """A sequential recommender whose items have content.
@@ -69,6 +71,26 @@ class MultimodalRecommender(SequentialRecommender):
         """Scores of the given items, [B]."""
         scores = self.scores(self._items(), interaction[self.ITEM_SEQ], interaction[self.ITEM_SEQ_LEN])
         return scores.gather(1, interaction[self.ITEM_ID].unsqueeze(1)).squeeze(1)
+
+    # ------------------------------------------------ what a folder has
+
+    @staticmethod
+    def features_there(config, dataset, wanted: dict[str, str]) -> dict[str, str]:
+        """Those of the wanted features, by modality, that the folder has.
+
+        Raises:
+            DatasetError: it has none of them.
+        """
+        present = dataset.feature_names()
+        found = {modality: feature for modality, feature in wanted.items() if feature in present}
+        if not found:
+            absent, name = " nor ".join(map(repr, wanted.values())), config["dataset"]
+            raise DatasetError(
+                f"{name} has {'neither' if len(wanted) > 1 else 'no'} feature {absent}, only {sorted(present)}\n"
+                f"  name what there is with {' and '.join(f'--{m}_feature' for m in wanted)}, or make one with: "
+                f"python -m dataset_prep features --dataset {name} --feature {next(iter(wanted))}"
+            )
+        return found
 
     # ------------------------------------------------ the item tower, once per evaluation
 

@@ -110,6 +110,24 @@ def mean_and_deviation(rows: Tensor, row_ids: Tensor) -> tuple[Tensor, Tensor]:
     return (mean + origin).to(rows.dtype), torch.where(std > 0, std, 1.0).to(rows.dtype)
 
 
+def scaled(x: Tensor, there: Tensor, scale: str) -> Tensor:
+    """One vector per item, scaled as `FeatureRows` does; zero where an item has no content.
+
+    Args:
+        x: [N, F].
+        there: [N] bool, items with content.
+        scale: one of `FEATURE_SCALES`.
+    """
+    if scale in ("unit", "sqrt_dim"):
+        x = F.normalize(x, dim=1) * (1.0 if scale == "unit" else math.sqrt(x.shape[1]))
+    elif scale == "standardize":
+        mean, std = mean_and_deviation(x, there.nonzero().squeeze(1))
+        x = (x - mean) / std
+    elif scale != "none":
+        raise ValueError(f"scale is {scale!r}, expected one of {', '.join(FEATURE_SCALES)}")
+    return x * there.unsqueeze(1)
+
+
 class AttentionPooling(nn.Module):
     """One vector per item out of its rows: e = sum_j a_j x_j, a = softmax_j(x_j W1 W2).
 
@@ -194,8 +212,9 @@ class Dropout(nn.Dropout):
         if n_dropped == 0:
             return x
         bits = torch.empty((x.numel() + 3) // 4, dtype=torch.int64).random_(-(2**63), None)
-        kept = bits.view(torch.int16)[: x.numel()].view(x.shape) >= n_dropped - 32768
-        return x * kept.to(x.dtype).mul_(65536 / (65536 - n_dropped))
+        kept = torch.empty_like(x, memory_format=torch.contiguous_format, requires_grad=False)
+        torch.ge(bits.view(torch.int16)[: x.numel()].view(x.shape), n_dropped - 32768, out=kept)  # 1 or 0, as x's type
+        return x * kept.mul_(65536 / (65536 - n_dropped))
 
 
 # ---------------------------------------------------------------- adaptor

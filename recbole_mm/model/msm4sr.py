@@ -12,7 +12,7 @@ fine-tuning   content + item embedding in sequences and items; no drop, no mixup
 
 score(item) = cos(text sequence, item's text) + cos(image sequence, item's image)
 
-Differences from the released code, and what they change:
+Differences from the released code, which `MSM4SRReleased` repeats, and what they change:
 
 * Attention pooling is trained. There, pooled vectors are copied into a table, so that it never gets a gradient and
   stays at its random start, close to a plain mean. ``train_attention: false`` freezes it here.
@@ -37,7 +37,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from recbole_mm.errors import DatasetError
 from recbole_mm.model.base import MultimodalRecommender
 from recbole_mm.model.layers import (
     AttentionPooling,
@@ -129,6 +128,12 @@ class MSM4SR(MultimodalRecommender):
     fresh_parameters = ("item_embedding.weight",)  # not taken over from pre-training: item ids differ between datasets
     same_in_both_stages = ("n_heads", "hidden_act", "layer_norm_eps", "max_rows", "feature_scale", "proj")
 
+    # Parts that a subclass may exchange.
+    pooling_class = AttentionPooling
+    drop_items = staticmethod(drop_items)
+    next_item_loss = staticmethod(next_item_loss)
+    cross_modality_loss = staticmethod(cross_modality_loss)
+
     def __init__(self, config, dataset) -> None:
         super().__init__(config, dataset)
         width, eps, initializer_range = config["hidden_size"], config["layer_norm_eps"], config["initializer_range"]
@@ -143,7 +148,7 @@ class MSM4SR(MultimodalRecommender):
         for modality, feature in self._features(config, dataset).items():
             vectors = dataset.vectors(feature)
             features = FeatureRows(*vectors, max_rows=config["max_rows"], scale=config["feature_scale"])
-            pooling = AttentionPooling(width=features.width, attention_size=config["attention_size"])
+            pooling = self.pooling_class(width=features.width, attention_size=config["attention_size"])
             # The only row of an item has weight 1 whatever its score.
             pooling.requires_grad_(train_attention and int(features.counts.max()) > 1)
             adaptor = MoEAdaptor(
@@ -175,15 +180,8 @@ class MSM4SR(MultimodalRecommender):
 
     def _features(self, config, dataset) -> dict[str, str]:
         """The feature of each modality that the folder has, ``{"text": "text", "image": "image"}``."""
-        present = dataset.feature_names()
         wanted = {"text": config["text_feature"], "image": config["image_feature"]}
-        found = {modality: feature for modality, feature in wanted.items() if feature in present}
-        if not found:
-            raise DatasetError(
-                f"{config['dataset']} has neither feature {' nor '.join(repr(f) for f in wanted.values())}, "
-                f"only {sorted(present)}\n  name them with --text_feature and --image_feature, or make one with: "
-                f"python -m dataset_prep features --dataset {config['dataset']} --feature text"
-            )
+        found = self.features_there(config, dataset, wanted)
         for modality in wanted.keys() - found.keys():
             self.logger.warning(
                 f"{config['dataset']} has no feature {wanted[modality]!r}: MSM4SR runs on {' '.join(found)} alone, "
@@ -201,11 +199,15 @@ class MSM4SR(MultimodalRecommender):
         """Sum of the modalities' cosines: [B, L], [B] -> [B, N]."""
         packed = item_seq[valid_positions(item_seq, item_seq_len)]  # [P]
         inputs = [self._with_id(content.at(packed), packed) for content in items]  # [P, D] each
-        sequences = self._encode(inputs, item_seq_len)  # [B, D] each
-        if self.projections:
-            sequences = [project(s) for project, s in zip(self.projections.values(), sequences, strict=True)]
+        sequences = self._project(self._encode(inputs, item_seq_len))  # [B, D] each
         table = [self._with_id(content.all()) for content in items]  # [N, D] each
         return unit_rows(sequences) @ unit_rows(table).T  # one product for all modalities
+
+    def _project(self, sequences: list[Tensor]) -> list[Tensor]:
+        """Sequences as scores compare them with items: with projections, each in its own modality's space."""
+        if not self.projections:
+            return sequences
+        return [project(s) for project, s in zip(self.projections.values(), sequences, strict=True)]
 
     def _with_id(self, content: Tensor, items: Tensor | None = None) -> Tensor:
         """Content plus item embedding, of the given items or of all; in pre-training content alone."""
@@ -249,7 +251,7 @@ class MSM4SR(MultimodalRecommender):
         """One drop rate per batch, between 0 and ``item_drop_max``; in training only."""
         if not self.training or self.item_drop_max == 0:
             return item_seq, item_seq_len
-        return drop_items(item_seq, item_seq_len, torch.rand((), device=item_seq.device) * self.item_drop_max)
+        return self.drop_items(item_seq, item_seq_len, torch.rand((), device=item_seq.device) * self.item_drop_max)
 
     def _mixup(self, inputs: list[Tensor]) -> list[Tensor]:
         """One probability per batch, between 0 and ``mixup_max``; in training, with two modalities."""
@@ -272,14 +274,14 @@ class MSM4SR(MultimodalRecommender):
     def _nip(self, anchors: list[list[Tensor]], targets: list[Tensor], same_target: Tensor) -> Tensor:
         """Sum over the modalities."""
         return sum(
-            next_item_loss(space, target, temperature=self.temperature, same_target=same_target)
+            self.next_item_loss(space, target, temperature=self.temperature, same_target=same_target)
             for space, target in zip(anchors, targets, strict=True)
         )
 
     def _cmcl(self, anchors: list[list[Tensor]]) -> Tensor:
         """Sum over the spaces; without projections there is one."""
         spaces = anchors if self.projections else [[sequence for (sequence,) in anchors]]
-        return sum(cross_modality_loss(*space, temperature=self.temperature) for space in spaces)
+        return sum(self.cross_modality_loss(*space, temperature=self.temperature) for space in spaces)
 
 
 def unit_rows(parts: list[Tensor]) -> Tensor:

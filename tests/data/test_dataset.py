@@ -251,3 +251,82 @@ def test_users_with_one_interaction_are_counted(tmp_path, caplog):
     with caplog.at_level("INFO"):
         dataset_of(folder).build()
     assert "2 users with a single interaction have no next item and are left out" in caplog.text
+
+
+def with_columns(folder: Path, **columns: dict[str, str]) -> Path:
+    """The planted folder with columns ``name={item token: text}``, empty where an item is not named."""
+    tokens = [f"i{100 + number}" for number in range(30)]
+    table = {"item_id:token": [*tokens, "never-bought"]}
+    for name, text_of in columns.items():
+        table[f"{name}:token"] = [text_of.get(token, "") for token in table["item_id:token"]]
+    write_table(folder / "planted.item", table)
+    return folder
+
+
+def test_an_item_column_is_aligned_by_token_with_its_values_in_natural_order(planted, caplog):
+    levels = {f"i{100 + n}": str((7 * n) % 12 + 1) for n in range(3, 30)} | {"never-bought": "99"}
+    dataset = dataset_of(with_columns(planted, price_level=levels, size={"i101": "c10", "i102": "c2", "i103": "-1.5"}))
+    with caplog.at_level("INFO"):
+        values, tokens = dataset.item_field("price_level")
+    assert "item column 'price_level': 27 of 30 items, 12 values" in caplog.text
+    assert tokens == ["", *map(str, range(1, 13))] and values[0] == 0 and values.dtype == torch.long
+    for item in range(1, dataset.item_num):
+        assert tokens[values[item]] == levels.get(str(dataset.id2token("item_id", item)), "")
+    assert dataset.item_field("size").tokens == ["", "-1.5", "c2", "c10"]
+
+
+def test_a_text_of_more_digits_than_python_makes_a_number_of_is_a_value_too(planted):
+    long = ["9" * 5000, "1" + "0" * 4999]
+    dataset = dataset_of(with_columns(planted, size={"i101": long[0], "i102": long[1]}))
+    assert dataset.item_field("size").tokens == ["", *sorted(long)]
+
+
+def test_item_columns_are_read_once_and_by_all_parts_together(planted):
+    dataset = dataset_of(with_columns(planted, category={"i101": "a"}))
+    train, *_ = dataset.build()
+    assert dataset.used_fields() == [] and dataset.item_columns() == ["category"]
+    assert train.item_field("category") is dataset.item_field("category")
+    assert dataset.used_fields() == train.used_fields() == ["category"]
+
+
+def test_the_hash_of_an_item_column_is_that_of_its_content(planted):
+    def digest(**values: str) -> str:
+        dataset = dataset_of(with_columns(planted, category={"i101": "a", **values}))
+        dataset.item_field("category")
+        return dataset.field_hash("category")
+
+    first = digest(i102="b")
+    lines = (planted / "planted.item").read_text().splitlines()
+    (planted / "planted.item").write_text("\n".join([lines[0], *lines[:0:-1]]) + "\n")
+    dataset = dataset_of(planted)
+    dataset.item_field("category")
+    assert dataset.field_hash("category") == first != digest(i102="c")
+
+
+def test_a_missing_item_column_lists_those_there_are_and_the_command(planted):
+    with pytest.raises(
+        DatasetError,
+        match=r"no item column 'price_level' in .*planted\.item: its columns are title, categories, price; did.*\n"
+        r"  make it with: python -m dataset_prep prices --dataset ",
+    ):
+        dataset_of(planted).item_field("price_level")
+    with pytest.raises(DatasetError, match=r"its columns are .*; did you mean 'title'\?\n  add it to the file"):
+        dataset_of(planted).item_field("titel")
+    (planted / "planted.item").unlink()
+    dataset = dataset_of(planted)
+    assert dataset.item_columns() == []
+    with pytest.raises(DatasetError, match=r"no item column 'category' in .*planted\.item: there is no such file\n"):
+        dataset.item_field("category")
+
+
+def test_an_empty_item_column_is_known_for_no_item_and_not_used(planted):
+    dataset = dataset_of(with_columns(planted, category={}))
+    values, tokens = dataset.item_field("category")
+    assert not values.any() and len(values) == 31 and tokens == [""] and dataset.used_fields() == []
+
+
+def test_an_item_with_two_rows_is_refused(planted):
+    with open(with_columns(planted, category={}) / "planted.item", "a") as file:
+        file.write("i105\ta\n")
+    with pytest.raises(DatasetError, match="1 rows repeat an item, such as 'i105'; keep one row each"):
+        dataset_of(planted).item_field("category")

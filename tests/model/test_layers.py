@@ -15,6 +15,7 @@ from recbole_mm.model.layers import (
     last_position,
     length_groups,
     mixup,
+    scaled,
     segment_softmax,
     valid_positions,
 )
@@ -132,6 +133,42 @@ def test_feature_rows_are_neither_copied_nor_saved(tmp_path):
     features = FeatureRows(rows, *ragged()[1:], scale="standardize")
     assert features.rows.data_ptr() == rows.data_ptr()
     assert features.state_dict() == {}
+
+
+def one_per_item():
+    """[N, F] and which of them has content; what stands where there is none must not matter."""
+    x = torch.randn(7, 5, generator=torch.Generator().manual_seed(0)) * torch.linspace(0.5, 4, 5) + 2
+    there = torch.tensor([False, True, True, False, True, True, True])
+    x[0], x[3] = 0, 1e6
+    return x, there
+
+
+@pytest.mark.parametrize("scale", ["none", "unit", "sqrt_dim", "standardize"])
+def test_one_vector_per_item_is_scaled_like_feature_rows_and_zero_without_content(scale):
+    x, there = one_per_item()
+    before, actual = x.clone(), scaled(x, there, scale)
+    torch.testing.assert_close(actual[there], literal_scale(x[there], x[there], scale))
+    assert not actual[~there].any()
+    torch.testing.assert_close(x, before, rtol=0, atol=0)
+
+    rows = FeatureRows(x, torch.arange(7), there.long(), torch.zeros(5), scale=scale)
+    torch.testing.assert_close(actual[there], AttentionPooling(width=5, attention_size=4)(rows)[there].detach())
+
+
+def test_scaling_ignores_a_constant_dimension_a_zero_vector_and_empty_tables():
+    x, there = one_per_item()
+    x[:, 1] = 0.1
+    x[2] = 0
+    assert not scaled(torch.full((7, 5), 0.1), there, "standardize").any()
+    for scale in ("unit", "sqrt_dim", "standardize"):
+        assert scaled(x, there, scale).isfinite().all()
+        assert not scaled(x, torch.zeros(7, dtype=torch.bool), scale).any()
+    assert not scaled(x, there, "unit")[2].any()
+
+
+def test_an_unknown_scale_of_vectors_is_refused():
+    with pytest.raises(ValueError, match="scale is 'l2', expected one of none, unit"):
+        scaled(*one_per_item(), "l2")
 
 
 def test_feature_rows_refuse_what_they_do_not_know():

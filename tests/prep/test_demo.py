@@ -24,7 +24,7 @@ from dataset_prep.demo import (
     step_probability,
 )
 from recbole_mm.data.files import numbers, read_table
-from recbole_mm.data.layout import check_folder, read_feature
+from recbole_mm.data.layout import Manifest, check_folder, read_feature
 from recbole_mm.errors import DatasetError
 
 SMALL = {"n_items": 60, "n_users": 40, "progress": False}
@@ -71,14 +71,35 @@ def test_the_folder_is_whole_and_every_item_has_text_and_picture(demo):
         "price": "float",
         "categories": "token_seq",
         "image": "token",
+        "price_level": "token",
+        "category": "token",
     }
     assert (items != "").all(axis=None) and items["item_id"].is_unique
     assert numbers(items, "price", demo / "demo.item").min() > 0
-    for name in ("text", "image"):
+    for name in ("text", "image", "text_from_image", "image_from_text"):
         assert sorted(read_feature(demo, name).tokens) == sorted(items["item_id"])
+    assert sorted(Manifest.load(demo).features) == ["image", "image_from_text", "text", "text_from_image"]
     assert read_feature(demo, "text").counts.min() >= 3 and (read_feature(demo, "image").counts == 1).all()
     with Image.open(demo / items["image"].iloc[0]) as image:
         assert image.size == (48, 48) and image.format == "PNG"
+
+
+def test_the_price_level_tells_the_tier_of_an_article_among_its_kind(demo):
+    items, articles = read_table(demo / "demo.item"), make_articles(seed=1, n_items=300)
+    kinds = list(KINDS)
+    assert items["category"].tolist() == [kinds[article.kind].replace(" ", "_") for article in articles]
+    levels = items["price_level"].astype(int).to_numpy()
+    assert levels.min() == 1 and levels.max() == 20 and len(set(levels)) > 10
+    for kind in range(len(kinds)):
+        tiers = [
+            {level for level, a in zip(levels, articles, strict=True) if (a.kind, a.tier) == (kind, t)}
+            for t in (1, 2, 3)
+        ]
+        assert tiers[0] and tiers[1] and tiers[2] and max(tiers[0]) < min(tiers[1]) and max(tiers[1]) < min(tiers[2])
+
+
+def test_the_text_feature_does_not_use_the_category_twice(demo):
+    assert Manifest.load(demo).features["text"].settings["columns"] == ["title", "categories", "description"]
 
 
 def test_some_texts_look_like_those_of_a_real_catalogue(demo):
@@ -225,3 +246,14 @@ def test_text_tells_the_kind_and_the_picture_tells_the_style(demo):
     assert share_told(mean, kind) > 0.95 and share_told(image, style) > 0.8
     assert share_told(image, kind) < 0.2 and share_told(mean, style) < 0.6  # chance is 1/15 and 1/12
     assert share_told(mean, style) > 0.2  # half a hint
+
+
+def test_a_pseudo_feature_tells_what_its_source_tells(demo):
+    articles = make_articles(seed=1, n_items=300)
+    kind, style = (np.array([getattr(article, name) for article in articles]) for name in ("kind", "style"))
+    pseudo_text, pseudo_image = (
+        np.asarray(read_feature(demo, name).rows, dtype=float) for name in ("text_from_image", "image_from_text")
+    )
+    # A picture finds articles of the same style, a text those of the same kind; chance is 1/12 and 1/15.
+    assert share_told(pseudo_text, style) > 0.6 and share_told(pseudo_text, kind) < 0.15
+    assert share_told(pseudo_image, kind) > 0.2 and share_told(pseudo_image, style) > 0.13

@@ -66,11 +66,13 @@ def test_encoding_twice_gives_the_same_bytes(name):
 
 
 def test_an_unknown_encoder_lists_those_there_are_and_the_nearest():
-    with pytest.raises(
-        SettingError,
-        match=r"no encoder 'histgram', only \['histogram', 'sentence', 'tfidf'\]; did you mean 'histogram'",
-    ):
+    known = r"\['histogram', 'neighbours', 'sentence', 'tfidf'\]"
+    with pytest.raises(SettingError, match=rf"no encoder 'histgram', only {known}; did you mean 'histogram'"):
         find_encoder("histgram")
+    with pytest.raises(SettingError, match="no encoder 'neighbour', .*; did you mean 'neighbours'"):
+        find_encoder("neighbour")
+    with pytest.raises(SettingError, match="the encoder neighbours reads features; it makes those called"):
+        build_encoder("neighbours", feature="text")
 
 
 def test_a_feature_without_default_encoder_asks_for_one():

@@ -13,6 +13,7 @@ import pytest
 from PIL import Image
 
 from dataset_prep.__main__ import main
+from dataset_prep.encoders import build_encoder
 from dataset_prep.features import import_vectors, item_texts, make_feature, read_items
 from recbole_mm.data.files import read_table, write_table
 from recbole_mm.data.layout import Manifest, check_folder, read_feature
@@ -231,6 +232,40 @@ def test_vectors_made_elsewhere_are_matched_by_row(shop):
     assert report.missing == {"the row is all zero": 1} and report.n_filled == 4
 
 
+def test_vectors_of_a_larger_catalogue_are_matched_by_item(shop, capsys):
+    rows = np.arange(12, dtype=np.float32).reshape(6, 2) + 1
+    rows[4] = 0
+    tokens = ["7", "5", "1", "x y", "3", "2"]  # no 4, and 3 without content
+    (shop.parent / "all.txt").write_text("".join(f"{token}\n" for token in tokens))
+    write_table(shop.parent / "all.item", {"item_id:token": tokens, "title:token_seq": tokens})
+    for name in ("all.txt", "all.item"):
+        arguments = ["--feature", "image", "--vectors", str(vectors(shop, rows)), "--zero-is-missing"]
+        arguments += ["--vectors-items", str(shop.parent / name)]
+        assert main(["features", "--dataset", str(shop), *arguments]) == 0
+        feature = read_feature(shop, "image")
+        assert feature.tokens == ["1", "2", "5"] and np.array_equal(feature.rows, rows[[2, 5, 1]])
+        out = capsys.readouterr().out
+        assert f"1 without: not in {name} (such as item '4')" in out and "1 without: the row is all zero" in out
+        assert f"2 rows of {name} are of other items" in out
+        assert Manifest.load(shop).features["image"].settings["items"] == name
+
+
+def test_vectors_of_no_item_or_of_one_item_twice_are_refused(shop):
+    file, names = vectors(shop, np.ones((2, 2))), shop.parent / "all.txt"
+    for content, message in (
+        ("8\n9\n", r"no item of 5 has content \(5 not in all.txt\)"),
+        ("1\n1\n", "1 items occur twice"),
+        ("1\n", r"has shape \(2, 2\), expected \(1, width\): one row per row of all.txt"),
+    ):
+        names.write_text(content)
+        with pytest.raises(DatasetError, match=message):
+            import_vectors(shop, "image", file=file, vector_items=names)
+    with pytest.raises(DatasetError, match="cannot read nowhere.txt"):
+        import_vectors(shop, "image", file=file, vector_items=Path("nowhere.txt"))
+    with pytest.raises(DatasetError, match="name them with --vectors-items"):
+        import_vectors(shop, "image", file=file)
+
+
 def test_zero_rows_are_kept_and_remarked_on_without_the_flag(shop):
     rows = np.eye(5, 3, dtype=np.float32)
     report = import_vectors(shop, "image", file=vectors(shop, rows))
@@ -291,6 +326,8 @@ def test_the_command_line_makes_features_and_checks_the_folder(shop, capsys):
         (["--feature", "text", "--columns", "brand"], 3, "DatasetError: .* has no column brand"),
         (["--feature", "text", "--vectors", "x.npy", "--encoder", "tfidf"], 2, "SettingError: --vectors brings"),
         (["--feature", "text", "--zero-is-missing"], 2, "SettingError: --zero-is-missing belongs to --vectors"),
+        (["--feature", "text", "--vectors-items", "x"], 2, "SettingError: --vectors-items belongs to --vectors"),
+        (["--feature", "text", "--encoder", "neighbour"], 2, "no encoder 'neighbour', .* did you mean 'neighbours'"),
         (["--feature", "image", "--device", "cpu"], 2, "SettingError: encoder 'histogram' has no option --device"),
         (["--feature", "../x", "--encoder", "tfidf"], 3, r"cannot be written: feature name '\.\./x'"),
     ],
@@ -368,3 +405,14 @@ def test_tfidf_and_given_vectors_work_on_real_films(real):
 def test_an_option_of_another_kind_of_feature_is_refused(shop, capsys, arguments, message):
     assert main(["features", "--dataset", str(shop), *arguments]) == 2
     assert message in capsys.readouterr().err
+
+
+def test_the_category_made_from_the_categories_is_not_said_twice(tmp_path):
+    folder = tmp_path / "shop"
+    columns = {"item_id:token": ["a", "b"], "title:token_seq": ["red hat", "blue cap"]}
+    write_table(
+        folder / "shop.item",
+        {**columns, "categories:token_seq": ["wear hats", "wear caps"], "category:token": ["hats", "caps"]},
+    )
+    make_feature(folder, "text", encoder=build_encoder("tfidf", feature="text"))
+    assert Manifest.load(folder).features["text"].source == "title, categories"
