@@ -11,6 +11,7 @@ and is most of a step's cost. Against plain autograd of the same function:
 * what backward needs is kept in buffers that are used again in the next step, since fresh memory costs page faults;
 * queries, keys and values come from one product; the last layer of each modality computes the pivots' rows alone,
   because nothing reads the others;
+* on a CPU, slices are shared out among threads, instead of each small product;
 * the softmax runs along an axis that is not the last one, where it is vectorised over the matrices.
 
 Cost: with T = K + F tokens, 12 D^2 T multiply-adds per item and layer, three times that and a bit with the backward
@@ -24,14 +25,16 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-SLICE = 512  # items that go through all layers together
+SLICE = 256  # items that go through all layers together
+MOST_WORKERS = 4  # more would wait for each other in the interpreter
 aten = torch.ops.aten
 
 
@@ -160,11 +163,11 @@ class Pool:
 
     def take(self, like: Tensor, *shape: int, dtype: torch.dtype | None = None) -> Tensor:
         dtype = dtype or like.dtype
-        free = self._free[(shape, dtype, like.device)]
-        if free:
-            return free.pop()
-        with torch.inference_mode(False):  # what inference mode makes could not be written to outside of it
-            return torch.empty(shape, dtype=dtype, device=like.device)
+        try:
+            return self._free[(shape, dtype, like.device)].pop()
+        except IndexError:  # not asked for beforehand, since another thread may be quicker
+            with torch.inference_mode(False):  # what inference mode makes could not be written to outside of it
+                return torch.empty(shape, dtype=dtype, device=like.device)
 
     def give(self, *tensors: Tensor | None) -> None:
         for tensor in tensors:
@@ -205,9 +208,9 @@ class Kept(NamedTuple):
     weights: Tensor  # attention, [n H, T, n_out] or [n H, T, T], see `_attention`
     context: Tensor  # [n n_out, D]
     before_1: Tensor  # [n n_out, D], input of the first norm
-    stats_1: tuple[Tensor, Tensor]  # mean and inverse deviation
+    stats_1: Tensor  # [2, n n_out, 1], mean and inverse deviation
     before_2: Tensor  # [n n_out, D]
-    stats_2: tuple[Tensor, Tensor]
+    stats_2: Tensor  # [2, n n_out, 1]
     remain: tuple[Tensor | None, Tensor | None]  # [n n_out, D], 1 where dropout left a value of either sub-layer, or 0
 
 
@@ -216,12 +219,17 @@ class _Tower(torch.autograd.Function):
     def forward(ctx, plan: Plan, pivots: Tensor, *tensors: Tensor) -> Tensor:
         streams, weights = tensors[: plan.n_streams], tensors[plan.n_streams :]
         layers = [Layer(*parts) for parts in zip(*weights, strict=True)]
-        n_items = len(streams[0])
-        result = pivots.new_empty(n_items, *pivots.shape[-2:])
-        kept = []
-        for start in range(0, n_items, plan.slice_size):
-            part = slice(start, min(start + plan.slice_size, n_items))
-            kept.append(_slice_forward(plan, layers, pivots, streams, part, result))
+        parts = _parts(plan, len(streams[0]))
+        result = pivots.new_empty(len(streams[0]), *pivots.shape[-2:])
+        kept: list = [None] * len(parts)
+        # Drawn per slice, so that the number of threads does not change what is dropped.
+        seeds = torch.randint(2**62, (len(parts),)).tolist() if plan.n_dropped else []
+
+        def work(number: int, worker: int) -> None:
+            generator = torch.Generator(result.device).manual_seed(seeds[number]) if seeds else None
+            kept[number] = _slice_forward(plan, layers, pivots, streams, parts[number], result, generator)
+
+        _share_out(work, len(parts), n_workers=_n_workers(result, parts))
         ctx.plan, ctx.kept = plan, kept
         ctx.save_for_backward(pivots, *tensors)
         return result
@@ -233,19 +241,57 @@ class _Tower(torch.autograd.Function):
         pivots, *tensors = ctx.saved_tensors
         streams, weights = tensors[: plan.n_streams], tensors[plan.n_streams :]
         layers = [Layer(*parts) for parts in zip(*weights, strict=True)]
-        gradients = [torch.zeros_like(weight) for weight in weights]
-        layer_gradients = [Layer(*parts) for parts in zip(*gradients, strict=True)]
-        grad_pivots = torch.zeros_like(pivots)
-        grad_streams = [torch.empty_like(stream) for stream in streams]
-        grad = grad.contiguous()
+        parts, grad = _parts(plan, len(grad)), grad.contiguous()
         if ctx.kept is None:
             raise RuntimeError("backward through the pivot transformer a second time; run forward again")
         kept, ctx.kept = ctx.kept, None
-        for number, slice_kept in enumerate(kept):
-            start = number * plan.slice_size
-            part = slice(start, min(start + plan.slice_size, len(grad)))
-            _slice_backward(plan, layers, layer_gradients, slice_kept, grad, part, grad_pivots, grad_streams)
-        return None, grad_pivots, *grad_streams, *gradients
+        grad_streams = [torch.empty_like(stream) for stream in streams]
+        n_workers = _n_workers(grad, parts)
+        # What slices add up, each worker adds up for itself.
+        gradients = [[torch.zeros_like(weight) for weight in weights] for _ in range(n_workers)]
+        layer_gradients = [[Layer(*of_layer) for of_layer in zip(*own, strict=True)] for own in gradients]
+        own_pivots = [torch.zeros_like(pivots) for _ in range(n_workers if pivots.dim() == 2 else 1)]
+
+        def work(number: int, worker: int) -> None:
+            grad_pivots = own_pivots[worker if pivots.dim() == 2 else 0]
+            own, part = layer_gradients[worker], parts[number]
+            _slice_backward(plan, layers, own, kept[number], grad, part, grad_pivots, grad_streams)
+
+        _share_out(work, len(parts), n_workers=n_workers)
+        return None, sum(own_pivots), *grad_streams, *(sum(of_workers) for of_workers in zip(*gradients, strict=True))
+
+
+def _parts(plan: Plan, n_items: int) -> list[slice]:
+    starts = range(0, n_items, plan.slice_size)
+    return [slice(start, min(start + plan.slice_size, n_items)) for start in starts]
+
+
+def _n_workers(like: Tensor, parts: Sequence[slice]) -> int:
+    return max(1, min(torch.get_num_threads(), MOST_WORKERS, len(parts))) if like.device.type == "cpu" else 1
+
+
+def _share_out(work: Callable[[int, int], None], n: int, *, n_workers: int) -> None:
+    """``work(number, worker)`` for each number below n.
+
+    Workers are threads that share torch's threads evenly: a slice on each of two is quicker than each product on two.
+    """
+    if n_workers == 1:
+        for number in range(n):
+            work(number, 0)
+        return
+    n_threads = torch.get_num_threads()
+
+    def run(worker: int) -> None:
+        torch.set_num_threads(n_threads // n_workers)
+        with torch.no_grad():  # which is each thread's own
+            for number in range(worker, n, n_workers):
+                work(number, worker)
+
+    try:
+        with ThreadPoolExecutor(n_workers) as executor:
+            list(executor.map(run, range(n_workers)))
+    finally:
+        torch.set_num_threads(n_threads)
 
 
 def _slice_forward(
@@ -255,6 +301,7 @@ def _slice_forward(
     streams: Sequence[Tensor],
     part: slice,
     result: Tensor,
+    generator: torch.Generator | None,
 ) -> list[Kept]:
     """All layers for the items of one slice; the final pivots go to ``result[part]``."""
     n, n_streams = part.stop - part.start, len(streams)
@@ -270,7 +317,7 @@ def _slice_forward(
         z[:, :n_pivots] = p
         z[:, n_pivots:] = x[stream]
         n_out = n_pivots if last else n_tokens
-        kept, out = _layer_forward(plan, layer, z, n_out)  # out [n, n_out, D]
+        kept, out = _layer_forward(plan, layer, z, n_out, generator)  # out [n, n_out, D]
         p = (out[:, :n_pivots] + z[:, :n_pivots]).mul_(0.5)  # [n, K, D]
         if not last:
             x[stream] = out[:, n_pivots:] + z[:, n_pivots:]  # [n, F, D]
@@ -285,9 +332,12 @@ def _slice_forward(
 def _give(pool: Pool, kept: Kept) -> None:
     """What was taken, and no more, or the pool would grow: norms make their own results."""
     pool.give(kept.z, kept.qkv, kept.weights, kept.context, kept.before_1, kept.before_2, *kept.remain)
+    pool.give(kept.stats_1, kept.stats_2)
 
 
-def _layer_forward(plan: Plan, layer: Layer, z: Tensor, n_out: int) -> tuple[Kept, Tensor]:
+def _layer_forward(
+    plan: Plan, layer: Layer, z: Tensor, n_out: int, generator: torch.Generator | None
+) -> tuple[Kept, Tensor]:
     n, n_tokens, width = z.shape
     n_heads, pool = plan.n_heads, plan.pool
     d = width // n_heads
@@ -308,16 +358,22 @@ def _layer_forward(plan: Plan, layer: Layer, z: Tensor, n_out: int) -> tuple[Kep
     pool.give(per_head)
 
     rows = z if n_out == n_tokens else z[:, :n_out]
-    before_1, remain_1 = _residual(plan, rows.reshape(-1, width), None, context, layer.out_weight)  # [n n_out, D]
+    before_1, remain_1 = _residual(
+        plan, rows.reshape(-1, width), None, context, layer.out_weight, generator
+    )  # [n n_out, D]
     z1, stats_1, hidden = _hidden(plan, layer, before_1)
-    before_2, remain_2 = _residual(plan, z1, layer.outer_bias, hidden, layer.outer_weight)
+    before_2, remain_2 = _residual(plan, z1, layer.outer_bias, hidden, layer.outer_weight, generator)
     pool.give(hidden)
     out, *stats_2 = aten.native_layer_norm(before_2, [width], layer.norm_weight[-1], layer.norm_bias[-1], plan.eps)
-    kept = Kept(z, qkv, weights, context, before_1, stats_1, before_2, tuple(stats_2), (remain_1, remain_2))
+    # Copied into buffers: small tensors that live long, between large ones that do not, would keep memory in pieces.
+    kept_stats = [
+        torch.stack(stats, out=pool.take(z, 2, *stats[0].shape)) if plan.keep else None for stats in (stats_1, stats_2)
+    ]
+    kept = Kept(z, qkv, weights, context, before_1, kept_stats[0], before_2, kept_stats[1], (remain_1, remain_2))
     return kept, out.view(n, n_out, width)
 
 
-def _hidden(plan: Plan, layer: Layer, before: Tensor) -> tuple[Tensor, tuple[Tensor, Tensor], Tensor]:
+def _hidden(plan: Plan, layer: Layer, before: Tensor) -> tuple[Tensor, list[Tensor], Tensor]:
     """First norm and the inside of the feed-forward part, [n n_out, D] and [n n_out, I].
 
     Not kept but computed again for the backward pass: a product in the cache costs no more than the way to the memory
@@ -328,7 +384,7 @@ def _hidden(plan: Plan, layer: Layer, before: Tensor) -> tuple[Tensor, tuple[Ten
     )  # [n n_out, D]
     hidden = plan.pool.take(before, len(before), len(layer.inner_bias))
     torch.mm(z1, layer.inner_weight.T, out=hidden)
-    return z1, tuple(stats), hidden.add_(layer.inner_bias).relu_()
+    return z1, stats, hidden.add_(layer.inner_bias).relu_()
 
 
 def _attention(plan: Plan, q: Tensor, k: Tensor, n_out: int) -> Tensor:
@@ -348,7 +404,9 @@ def _by_query(plan: Plan, weights: Tensor, n_out: int) -> Tensor:
     return weights.transpose(1, 2) if plan.softmax_over == "keys" else weights[:, :n_out]
 
 
-def _residual(plan: Plan, base: Tensor, bias: Tensor | None, x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor | None]:
+def _residual(
+    plan: Plan, base: Tensor, bias: Tensor | None, x: Tensor, weight: Tensor, generator: torch.Generator | None
+) -> tuple[Tensor, Tensor | None]:
     """base + Dropout(x weight^T + bias), and what dropout left."""
     result = plan.pool.take(base, *base.shape)
     if not plan.n_dropped:
@@ -361,7 +419,8 @@ def _residual(plan: Plan, base: Tensor, bias: Tensor | None, x: Tensor, weight: 
     else:
         torch.addmm(bias, x, weight.T, out=result)
     remain = plan.pool.take(base, *base.shape, dtype=torch.uint8)
-    bits = torch.empty((remain.numel() + 3) // 4, dtype=torch.int64, device=remain.device).random_(-(2**63), None)
+    bits = torch.empty((remain.numel() + 3) // 4, dtype=torch.int64, device=remain.device)
+    bits.random_(-(2**63), None, generator=generator)
     torch.ge(bits.view(torch.int16)[: remain.numel()].view(remain.shape), plan.n_dropped - 32768, out=remain)
     # Numbers, not bool: filling by a mask takes many times as long.
     torch.add(base, result.mul_(remain), alpha=65536 / (65536 - plan.n_dropped), out=result)
@@ -479,9 +538,7 @@ def _attention_backward(plan: Plan, kept: Kept, grad_head: Tensor, grad_qkv: Ten
         torch.baddbmm(grad_k, grad_logits.transpose(1, 2), q, beta=0, alpha=scale, out=grad_k)
 
 
-def _norm_backward(
-    layer: Layer, gradient: Layer, index: int, grad: Tensor, before: Tensor, stats: tuple[Tensor, Tensor]
-) -> Tensor:
+def _norm_backward(layer: Layer, gradient: Layer, index: int, grad: Tensor, before: Tensor, stats: Tensor) -> Tensor:
     grad_in, grad_weight, grad_bias = aten.native_layer_norm_backward(
         grad, before, [before.shape[1]], *stats, layer.norm_weight[index], layer.norm_bias[index], [True, True, True]
     )

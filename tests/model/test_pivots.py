@@ -449,3 +449,37 @@ def test_inputs_that_do_not_fit_are_refused():
         made(pivots, [streams[0][:3], streams[1]])
     with pytest.raises(ValueError, match=r"\[1, 4\] items"):
         made(pivots.unsqueeze(0), streams)
+
+
+@pytest.fixture
+def two_threads():
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("per_item", [False, True])
+@pytest.mark.parametrize("dropout", [0.0, 0.4])
+def test_threads_change_neither_values_nor_gradients_nor_what_is_dropped(two_threads, dropout, per_item):
+    made, (pivots, streams) = transformer(dropout=dropout, slice_size=2), inputs(7, per_item=per_item)
+    found = []
+    for n_threads in (2, 1):
+        torch.set_num_threads(n_threads)
+        torch.manual_seed(5)
+        found.append(value_and_gradients(made, pivots, streams))
+    torch.testing.assert_close(found[0], found[1], **EXACT)
+
+
+def test_threads_leave_the_settings_of_torch_as_they_were(two_threads):
+    made, (pivots, streams) = transformer(slice_size=2), inputs(7)
+    made(pivots, streams).sum().backward()
+    assert torch.get_num_threads() == 2 and torch.is_grad_enabled()
+
+
+def test_an_error_in_a_thread_is_raised(two_threads, monkeypatch):
+    made, (pivots, streams) = transformer(slice_size=2), inputs(7)
+    monkeypatch.setattr("recbole_mm.model.pivots._layer_forward", lambda *args: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        made(pivots, streams)
+    assert torch.get_num_threads() == 2
