@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-EXIT_USAGE, EXIT_DATA, EXIT_MACHINE, EXIT_INTERRUPTED, EXIT_REFUSED = 2, 3, 4, 5, 6
+EXIT_MACHINE, EXIT_INTERRUPTED = 4, 5  # those of errors in what the user gave stand with the errors
 
 EXAMPLES = """\
 examples:
@@ -31,22 +31,21 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.help:
         _print_help()
         return 0
-    from recbole_mm.errors import CheckpointError, DatasetError, RecBoleMMError, SettingError, UnsafeFileError
+    from recbole_mm.errors import RecBoleMMError
 
     try:
         signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: the last epoch's state is saved
-        settings, origins = _settings(rest)
+        from recbole_mm.config import parse_arguments
         from recbole_mm.quick_start import run
 
+        settings, origins = parse_arguments(rest)
         run(args.model, args.dataset, (args.config_files or "").split(), settings, origins=origins, resume=args.resume)
         return 0
     except RecBoleMMError as error:
         if args.debug:
             raise
         print(f"{type(error).__name__}: {error}", file=sys.stderr)
-        refused = isinstance(error, (CheckpointError, UnsafeFileError))  # before DatasetError, which one of them is
-        codes = {SettingError: EXIT_USAGE, DatasetError: EXIT_DATA}
-        return EXIT_REFUSED if refused else next((code for kind, code in codes.items() if isinstance(error, kind)), 1)
+        return error.exit_code
     except (OSError, MemoryError) as error:
         if args.debug:
             raise
@@ -78,28 +77,6 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--help", "-h", action="store_true", help="this text, models, datasets found")
     parser.add_argument("--KEY=VALUE", dest="_", metavar="", help="any setting, such as --epochs=20 or --topk=[10,20]")
     return parser
-
-
-def _settings(arguments: Sequence[str]) -> tuple[dict, dict]:
-    """``--key=value`` and ``--key value`` as settings, and where each came from."""
-    from recbole_mm.config import parse_value
-    from recbole_mm.errors import SettingError
-
-    settings, origins = {}, {}
-    rest = list(arguments)
-    while rest:
-        argument = rest.pop(0)
-        key, equals, text = argument.removeprefix("--").partition("=")
-        if not argument.startswith("--") or not key:
-            raise SettingError(f"cannot read the argument {argument!r}; settings look like --learning_rate=0.001")
-        if not equals:
-            if not rest or rest[0].startswith("--"):
-                raise SettingError(f"--{key} has no value; settings look like --{key}=value")
-            text = rest.pop(0)
-        if key in settings and settings[key] != parse_value(text):
-            raise SettingError(f"--{key} is given twice, as {settings[key]!r} and {text!r}")
-        settings[key], origins[key] = parse_value(text), f"--{key}"
-    return settings, origins
 
 
 def _print_help() -> None:

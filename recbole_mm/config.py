@@ -20,7 +20,7 @@ from recbole_mm.errors import DatasetError, SettingError, nearest
 from recbole_mm.model import find_model, lineage
 from recbole_mm.paths import properties_dir
 from recbole_mm.ranges import documented
-from recbole_mm.registration import dataset_settings, default_files
+from recbole_mm.registration import dataset_settings, default_files, has_recipe
 
 _READ_WITHOUT_DEFAULT = {"reg_weight"}  # read by RecBole, but in none of its property files
 _AT_LEAST_ONE = {"train_batch_size", "eval_batch_size", "epochs", "eval_step", "n_layers", "n_heads"}
@@ -59,6 +59,29 @@ def parse_value(text: str) -> Any:
         return yaml.load(text, Loader=_Loader)
     except yaml.YAMLError:
         return text
+
+
+def parse_arguments(arguments: Sequence[str]) -> tuple[dict[str, Any], dict[str, str]]:
+    """``--key=value`` and ``--key value`` of a command line as settings, and where each came from, for messages.
+
+    Raises:
+        SettingError: something else, a key without value, or a key given twice with different values.
+    """
+    settings, origins = {}, {}
+    rest = list(arguments)
+    while rest:
+        argument = rest.pop(0)
+        key, equals, text = argument.removeprefix("--").partition("=")
+        if not argument.startswith("--") or not key:
+            raise SettingError(f"cannot read the argument {argument!r}; settings look like --learning_rate=0.001")
+        if not equals:
+            if not rest or rest[0].startswith("--"):
+                raise SettingError(f"--{key} has no value; settings look like --{key}=value")
+            text = rest.pop(0)
+        if key in settings and settings[key] != parse_value(text):
+            raise SettingError(f"--{key} is given twice, as {settings[key]!r} and {text!r}")
+        settings[key], origins[key] = parse_value(text), f"--{key}"
+    return settings, origins
 
 
 def read_settings(path: Path) -> dict[str, Any]:
@@ -319,6 +342,11 @@ def missing_folder_message(folder: Path) -> str:
     name = folder.name
     if name == "demo":
         return f"no dataset folder {folder}\n  make it with: python -m dataset_prep demo --out {folder.parent}"
+    if has_recipe(name):
+        return (
+            f"no dataset folder {folder}\n"
+            f"  make it with: python -m dataset_prep recipe {name} --reviews FILE --meta FILE"
+        )
     return (
         f"no dataset folder {folder}{nearest(name, found)}\n"
         f"  found in {folder.parent}: {', '.join(found) or 'nothing'}; 'demo' makes itself\n"

@@ -1,12 +1,14 @@
 """What can be wrong with what a user gives us.
 
-RecBoleMMError
-├── DatasetError      data on disk: a folder, file, row or feature
-│   └── UnsafeFileError   a file that would run code when it is read
-├── SettingError      a setting, model name, dataset name or command-line argument
-├── CheckpointError   a checkpoint that cannot be read, is not ours, or does not fit
-└── TrainingError     training or evaluation cannot go on
+                                                                                        exit code
+RecBoleMMError                                                                              1
+├── DatasetError      data on disk: a folder, file, row or feature                          3
+│   └── UnsafeFileError   a file that would run code when it is read                        6
+├── SettingError      a setting, model name, dataset name or command-line argument          2
+├── CheckpointError   a checkpoint that cannot be read, is not ours, or does not fit        6
+└── TrainingError     training or evaluation cannot go on                                   1
 
+The commands end with these codes, with 4 if the machine gives up (disk, rights, memory), and with 5 if interrupted.
 A wrong argument in a direct call of a function is Python's own ``ValueError``.
 """
 
@@ -18,21 +20,31 @@ from collections.abc import Iterable
 class RecBoleMMError(Exception):
     """Base class: its message tells what was found, what was expected and what to do."""
 
+    exit_code = 1
+
 
 class DatasetError(RecBoleMMError):
     """Something is wrong with data on disk."""
+
+    exit_code = 3
 
 
 class UnsafeFileError(DatasetError):
     """A file was refused because reading it could run code that somebody put there."""
 
+    exit_code = 6
+
 
 class SettingError(RecBoleMMError):
     """Something is wrong with a setting."""
 
+    exit_code = 2
+
 
 class CheckpointError(RecBoleMMError):
     """A checkpoint cannot be used."""
+
+    exit_code = 6
 
 
 class TrainingError(RecBoleMMError):

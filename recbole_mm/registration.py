@@ -21,6 +21,7 @@ from recbole_mm.compat import around
 from recbole_mm.model import lineage, model_names
 from recbole_mm.paths import properties_dir
 
+RECIPE = "recipe"  # key of a dataset's property file, read by dataset_prep
 _PREFIX = "recbole.model.sequential_recommender."
 
 
@@ -33,16 +34,26 @@ def default_files(model_class: type) -> list[Path]:
 def dataset_settings(dataset: str, model_class: type) -> dict[str, Any]:
     """What a dataset changes: plain keys for every model, those below ``<Model>:`` for that one.
 
-    They hold for models that derive from it as well, unless these have a section of their own.
+    They hold for models that derive from it as well, unless these have a section of their own. How the dataset is
+    prepared, ``recipe:``, is no setting of a run.
     """
-    file = properties_dir() / "dataset" / f"{dataset}.yaml"
-    settings = yaml.safe_load(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    settings = {key: value for key, value in _dataset_file(dataset).items() if key != RECIPE}
     models = {key: value for key, value in settings.items() if key[0].isupper() and isinstance(value, dict)}
     general = {key: value for key, value in settings.items() if key not in models}
     for cls in model_class.__mro__:
         if cls.__name__ in models:
             return general | models[cls.__name__]
     return general
+
+
+def has_recipe(dataset: str) -> bool:
+    """Whether a dataset's property file says how to prepare it."""
+    return RECIPE in _dataset_file(dataset)
+
+
+def _dataset_file(dataset: str) -> dict[str, Any]:
+    file = properties_dir() / "dataset" / f"{dataset}.yaml"
+    return (yaml.safe_load(file.read_text(encoding="utf-8")) or {}) if file.is_file() else {}
 
 
 class _ModelFinder(importlib.abc.MetaPathFinder, importlib.abc.Loader):

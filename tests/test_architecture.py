@@ -17,6 +17,7 @@ MAY_IMPORT = {
     "recbole_mm.version": (),
     "recbole_mm.errors": (),
     "recbole_mm.paths": (),
+    "recbole_mm.ragged": (),
     "recbole_mm.data": (),
     "recbole_mm.data.files": ("recbole_mm.errors",),
     "recbole_mm.data.layout": ("recbole_mm.errors", "recbole_mm.data.files"),
@@ -24,17 +25,18 @@ MAY_IMPORT = {
     "recbole_mm.checkpoint": ("recbole_mm.errors", "recbole_mm.data.files"),
     "recbole_mm.data.reading": ("recbole_mm.errors", "recbole_mm.data.files", "recbole_mm.data.layout"),
     "recbole_mm.compat": ("recbole_mm.compat", "recbole_mm.checkpoint", "recbole_mm.data.reading"),
-    "recbole_mm.data.knockout": ("recbole_mm.errors",),
+    "recbole_mm.data.knockout": ("recbole_mm.errors", "recbole_mm.ragged"),
     "recbole_mm.data.dataset": (
         "recbole_mm.data.files",
         "recbole_mm.data.knockout",
         "recbole_mm.data.layout",
         "recbole_mm.data.reading",
         "recbole_mm.errors",
+        "recbole_mm.ragged",
     ),
     "recbole_mm.model": ("recbole_mm.errors", "recbole_mm.paths"),
     "recbole_mm.registration": ("recbole_mm.compat", "recbole_mm.model", "recbole_mm.paths"),
-    "recbole_mm.model.layers": (),
+    "recbole_mm.model.layers": ("recbole_mm.ragged",),
     "recbole_mm.model.losses": (),
     "recbole_mm.model.pivots": (),
     "recbole_mm.model.wasserstein": ("recbole_mm.model.layers",),
@@ -56,9 +58,12 @@ MAY_IMPORT = {
         "recbole_mm.config",
         "recbole_mm.data.dataset",
         "recbole_mm.data.files",
+        "recbole_mm.data.layout",
         "recbole_mm.errors",
         "recbole_mm.model",
+        "recbole_mm.released_weights",
     ),
+    "recbole_mm.released_weights": ("recbole_mm.data.layout", "recbole_mm.errors"),
     "recbole_mm.quick_start": ("recbole_mm",),
     "run_recbole_mm": ("recbole_mm.config", "recbole_mm.errors", "recbole_mm.model", "recbole_mm.quick_start"),
 }
@@ -70,8 +75,15 @@ MODEL = (
     "recbole_mm.model.losses",
     "recbole_mm.model.pivots",
     "recbole_mm.model.wasserstein",
+    "recbole_mm.ragged",
 )
-PREPARATION = ("recbole_mm.data.files", "recbole_mm.data.layout", "recbole_mm.errors", "dataset_prep")
+PREPARATION = (
+    "recbole_mm.data.files",
+    "recbole_mm.data.layout",
+    "recbole_mm.errors",
+    "recbole_mm.paths",
+    "dataset_prep",
+)
 
 
 def modules() -> list[str]:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 from pathlib import Path
 
 import pytest
 
+from recbole_mm import registration
 from recbole_mm.config import Config, datasets_in, parse_value, read_settings, stage_config
 from recbole_mm.errors import DatasetError, SettingError
+from recbole_mm.paths import properties_dir
 
 
 def config(folder: Path, model: str = "MSM4SR", **settings):
@@ -131,11 +134,55 @@ def test_aliases_and_lower_case_find_a_model(planted):
 
 def test_a_missing_folder_says_which_commands_make_it(planted):
     with pytest.raises(
-        DatasetError, match=r"no dataset folder dataset/Office(.|\n)*dataset_prep features --dataset dataset/Office"
+        DatasetError, match=r"no dataset folder dataset/shop(.|\n)*dataset_prep features --dataset dataset/shop"
     ):
-        config(Path("Office"))
+        config(Path("shop"))
     with pytest.raises(DatasetError, match="did you mean 'planted'"):
         config(Path("plantd"))
+
+
+RECIPE = """topk: [5, 7]
+valid_metric: Recall@7
+recipe:                    # (dict) how the dataset is prepared
+  edition: 2014
+  topk: [3]
+MSM4SR:
+  epochs: 3
+"""
+
+
+@pytest.fixture
+def recipes(tmp_path, monkeypatch):
+    """Property files of datasets with a recipe, planted and Office, beside our own files."""
+    files = tmp_path / "properties"
+    shutil.copytree(properties_dir(), files)
+    for name in ("planted", "Office"):
+        (files / "dataset" / f"{name}.yaml").write_text(RECIPE)
+    monkeypatch.setattr(registration, "properties_dir", lambda: files)
+    return files
+
+
+def test_a_dataset_s_recipe_is_no_setting(planted, recipes):
+    made = config(planted)
+    assert (made["topk"], made["epochs"]) == ([5, 7], 3)
+    assert "recipe" not in made.final_config_dict and "edition" not in made.final_config_dict
+
+
+def test_a_recipe_in_a_settings_file_is_an_unknown_setting(planted, recipes, tmp_path):
+    file = tmp_path / "mine.yaml"
+    file.write_text("recipe: {edition: 2014}\n")
+    with pytest.raises(SettingError, match=r"unknown setting 'recipe' \(from .*mine\.yaml\)"):
+        Config("MSM4SR", "planted", [file])
+
+
+def test_a_missing_folder_with_a_recipe_says_the_command_that_makes_it(planted, recipes):
+    remedy = (
+        r"^no dataset folder dataset/Office\n  make it with: python -m dataset_prep recipe Office --reviews FILE --"
+    )
+    with pytest.raises(DatasetError, match=remedy):
+        config(Path("Office"))
+    with pytest.raises(DatasetError, match=r"make it with: python -m dataset_prep demo --out dataset"):
+        config(Path("demo"))
 
 
 def test_a_folder_without_interactions_says_what_it_found(tmp_path):

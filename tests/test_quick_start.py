@@ -11,6 +11,7 @@ from conftest import TINY, _known, write_planted
 
 import run_recbole_mm
 from recbole_mm import leaderboard
+from recbole_mm.config import parse_arguments
 from recbole_mm.errors import CheckpointError, DatasetError, SettingError, TrainingError, UnsafeFileError
 from recbole_mm.model import recbole_model_names
 from recbole_mm.quick_start import run
@@ -232,7 +233,7 @@ def test_help_shows_examples_models_and_datasets(planted, capsys):
 
 
 def test_the_value_may_follow_the_key():
-    settings, origins = run_recbole_mm._settings(["--epochs", "3", "--topk=[5, 10]"])
+    settings, origins = parse_arguments(["--epochs", "3", "--topk=[5, 10]"])
     assert settings == {"epochs": 3, "topk": [5, 10]} and origins["epochs"] == "--epochs"
 
 

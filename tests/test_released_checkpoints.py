@@ -13,20 +13,12 @@ from torch import Tensor, nn
 
 from benchmarks.literal_mmsbr import LiteralMMSBR
 from benchmarks.literal_msm4sr import LiteralMSM4SR
-from benchmarks.mmsbr import MadeUpDataset, build_fast, settings_of
+from benchmarks.mmsbr_models import MadeUpDataset, build_fast, settings_of
 from recbole_mm import checkpoint
 from recbole_mm.errors import CheckpointError, DatasetError, SettingError
 from recbole_mm.model.mmsbrreleased import MMSBRReleased
-from recbole_mm.released import (
-    Order,
-    families,
-    import_checkpoint,
-    import_released,
-    joined,
-    main,
-    read_state,
-    read_tokens,
-)
+from recbole_mm.released import import_checkpoint, main, read_state, read_tokens
+from recbole_mm.released_weights import Order, families, import_released, joined
 
 WORDS = {"text": "desc", "image": "img"}
 SMALL = {"hidden_size": 8, "inner_size": 16, "n_experts": 3, "attention_size": 4, "train_stage": "finetune"}
@@ -390,6 +382,8 @@ def test_with_item_tokens_the_checkpoint_is_a_fine_tuned_model(release, planted,
         (["--model=MSM4SRReleased", "--n_layers=1"], 6, "trm_encoder.layer.1.multi_head_attention.query.weight"),
         (["--model=MSM4SRReleased", "--items=nowhere.txt"], 3, "cannot read the tokens"),
         (["--model=MSM4SRReleased", "surplus"], 2, "cannot read the argument 'surplus'"),
+        (["--model=MSM4SRReleased", "--proj"], 2, "--proj has no value"),
+        (["--model=MSM4SRReleased", "--prj", "true"], 2, "unknown setting 'prj' (from --prj); did you mean 'proj'"),
     ],
 )
 def test_refusals_have_a_message_and_a_code(release, planted, capsys, arguments, code, message):

@@ -20,6 +20,7 @@ from recbole_mm.data.knockout import KnockOuts
 from recbole_mm.data.layout import PADDING_TOKEN, Manifest, interaction_files, read_feature
 from recbole_mm.data.reading import SafeReading
 from recbole_mm.errors import DatasetError, SettingError, nearest
+from recbole_mm.ragged import segments_of
 
 PREPARED_COLUMNS = ("price_level", "category")  # made by python -m dataset_prep prices
 
@@ -122,9 +123,9 @@ class MultimodalDataset(SafeReading, SequentialDataset):
     def feature(self, name: str) -> Tensor:
         """One vector per item, [N, F]: the item's vector, or the mean of its vectors. Padding is zero."""
         rows, starts, counts, fallback = self.vectors(name)
-        order = _ranges(starts.numpy(), counts.numpy())
+        row_ids, _, offsets = segments_of(starts, counts)
         # A bag of embeddings: the mean of an item's rows without a copy of all rows.
-        mean = F.embedding_bag(order, rows, counts.cumsum(0) - counts, mode="mean")  # [N, F]
+        mean = F.embedding_bag(row_ids, rows, offsets, mode="mean")  # [N, F]
         mean[1:][counts[1:] == 0] = fallback
         return mean
 
@@ -138,16 +139,16 @@ class MultimodalDataset(SafeReading, SequentialDataset):
         entry_of = {token: entry for entry, token in enumerate(feature.tokens)}
         entries = np.array([-1, *(entry_of.get(str(token), -1) for token in tokens[1:])])  # [N]
         first = np.concatenate([[0], np.cumsum(feature.counts)])[:-1]
-        starts = np.where(entries < 0, 0, first[entries])
-        counts = np.where(entries < 0, 0, feature.counts[entries])
+        starts = torch.from_numpy(np.where(entries < 0, 0, first[entries]))
+        counts = torch.from_numpy(np.where(entries < 0, 0, feature.counts[entries]))
 
-        missing = np.flatnonzero(counts[1:] == 0) + 1
+        missing = np.flatnonzero(counts[1:].numpy() == 0) + 1
         self._report_coverage(name, feature, missing, n_known=int((entries >= 0).sum()))
         rows = torch.from_numpy(feature.rows if feature.rows.dtype == np.float32 else feature.rows.astype(np.float32))
         fallback = torch.zeros(rows.shape[1])
         if self.missing_features == "mean":
-            used = _ranges(starts, counts)
-            fallback = F.embedding_bag(used, rows, torch.zeros(1, dtype=torch.long), mode="mean")[0]
+            row_ids, _, _ = segments_of(starts, counts)
+            fallback = F.embedding_bag(row_ids, rows, torch.zeros(1, dtype=torch.long), mode="mean")[0]
         if knockout := self.knockouts.of_feature(name):
             why = f"made from {knockout.name} and replaced like it" if knockout.derived else "replaced"
             self._report_knockout(f"feature {name!r}", why, knockout.kind)
@@ -156,7 +157,7 @@ class MultimodalDataset(SafeReading, SequentialDataset):
                 f"knock-out: feature {name!r} is not made from {source} and stays, but other items' {source} may show "
                 f"in it; to replace it too, add {name}:{self.knockouts.kinds[source]}"
             )
-        replaced = self.knockouts.replace_rows(name, rows, torch.from_numpy(starts), torch.from_numpy(counts))
+        replaced = self.knockouts.replace_rows(name, rows, starts, counts)
         return ItemVectors(*replaced, fallback)
 
     def _report_knockout(self, what: str, why: str, kind: str) -> None:
@@ -398,9 +399,3 @@ def _natural(token: str) -> tuple:
     parts = re.split(r"(\d{1,18})", token)  # Python reads numbers of a few thousand digits only
     parts[1::2] = map(int, parts[1::2])
     return (0, number, token) if math.isfinite(number) else (1, parts, token)
-
-
-def _ranges(starts: np.ndarray, counts: np.ndarray) -> Tensor:
-    """The row numbers start..start+count-1 of each item, one item after the other."""
-    offsets = np.repeat(starts - np.concatenate([[0], np.cumsum(counts)[:-1]]), counts)
-    return torch.from_numpy(offsets + np.arange(int(counts.sum())))

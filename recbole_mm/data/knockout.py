@@ -29,12 +29,12 @@ import torch
 from torch import Tensor
 
 from recbole_mm.errors import SettingError, nearest
+from recbole_mm.ragged import mean_and_deviation, segments_of
 
 KINDS = ("noise", "shuffle", "constant")
 COLUMNS = {"price": "price_level"}  # names of item columns that differ from the column's own
 MADE = {"pseudo_text": "text_from_image", "pseudo_image": "image_from_text"}  # modalities that MMSBR names otherwise
 EXAMPLE = "image:noise,price:shuffle"
-ROWS_AT_ONCE = 1 << 14
 
 
 class KnockOut(NamedTuple):
@@ -145,12 +145,12 @@ class KnockOuts:
             starts, counts = starts.clone(), counts.clone()
             starts[items], counts[items] = starts[others], counts[others]
             return rows, starts, counts
-        mean, deviation = _mean_and_deviation(rows, starts, counts)
+        row_ids, _, offsets = segments_of(starts, counts)
+        mean, deviation = mean_and_deviation(rows, row_ids)
         if hit.kind == "constant":
             return mean.unsqueeze(0), torch.zeros_like(starts), has_content.long()
-        in_use = (int(counts.sum()), rows.shape[1])
-        made = torch.randn(in_use, generator=self._random(feature))
-        return made.mul_(deviation).add_(mean), (counts.cumsum(0) - counts).where(has_content, 0), counts
+        made = torch.randn(len(row_ids), rows.shape[1], generator=self._random(feature))
+        return made.mul_(deviation).add_(mean), offsets.where(has_content, 0), counts
 
     def replace_values(self, column: str, values: Tensor) -> Tensor:
         """What a model gets instead of a column's values [N], 0 where they are not known."""
@@ -220,13 +220,3 @@ def _in_a_circle(present: Tensor, random: torch.Generator) -> tuple[Tensor, Tens
     order = torch.randperm(len(present), generator=random)
     items = order[present[order]]
     return items, items.roll(-1)
-
-
-def _mean_and_deviation(rows: Tensor, starts: Tensor, counts: Tensor) -> tuple[Tensor, Tensor]:
-    """Of each dimension over the rows in use, [F] each; two passes in the order of the file, in float64."""
-    offset = starts - (counts.cumsum(0) - counts)
-    used = (torch.arange(int(counts.sum())) + offset.repeat_interleave(counts)).sort().values.split(ROWS_AT_ONCE)
-    n_rows = int(counts.sum())
-    mean = sum(rows[block].double().sum(0) for block in used) / n_rows
-    variance = sum((rows[block].double() - mean).square().sum(0) for block in used) / n_rows
-    return mean.to(rows.dtype), variance.sqrt().to(rows.dtype)

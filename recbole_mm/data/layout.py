@@ -32,6 +32,7 @@ FORMAT_VERSION = 1
 SPLITS = ("train", "valid", "test")
 HASHED_UP_TO = 1 << 28  # bytes; about a second
 PADDING_TOKEN = "[PAD]"  # RecBole's own; an item of that name would be taken for padding
+RELEASED_COMMAND = "python -m dataset_prep released"  # "made_by" of folders made of what MMSBR's authors released
 
 
 # ---------------------------------------------------------------- manifest

@@ -184,17 +184,21 @@ class CountingRecommender(MultimodalRecommender):
     are not saved with it: they are counted anew whenever the model is made, from the same data.
 
     Scores are float64: float32 could not tell popularity apart beside large counts.
+
+    A model writes `counts`, and `count_rows` if that reads a table.
     """
 
     def __init__(self, config, dataset) -> None:
         super().__init__(config, dataset)
         self.log_scale = nn.Parameter(torch.zeros(()))
-        counts = occurrences(self.training_rows(dataset), n_items=self.n_items)
-        self.register_buffer("occurrences", torch.from_numpy(counts).double(), persistent=False)  # [N]
-
-    def training_rows(self, dataset) -> TrainingRows:
         inter = dataset.inter_feat  # the training rows
-        return TrainingRows.of(session=inter[self.USER_ID], prefix=inter[self.ITEM_SEQ], target=inter[self.POS_ITEM_ID])
+        rows = TrainingRows.of(session=inter[self.USER_ID], prefix=inter[self.ITEM_SEQ], target=inter[self.POS_ITEM_ID])
+        counts = occurrences(rows, n_items=self.n_items)
+        self.register_buffer("occurrences", torch.from_numpy(counts).double(), persistent=False)  # [N]
+        self.count_rows(config, rows)
+
+    def count_rows(self, config, rows: TrainingRows) -> None:
+        """Called once, by the constructor: makes the tables that `counts` reads; none by default."""
 
     def counts(self, item_seq: Tensor) -> Tensor:
         """The whole numbers: [B, L] -> [B, N] float64, which the caller may overwrite."""

@@ -13,8 +13,9 @@ import torch.nn.functional as F
 from recbole.model.layers import TransformerEncoder
 from torch import Tensor, nn
 
+from recbole_mm.ragged import mean_and_deviation, segments_of
+
 FEATURE_SCALES = ("none", "unit", "sqrt_dim", "standardize")
-BLOCK = 256  # feature rows summed together
 
 
 # ---------------------------------------------------------------- features
@@ -65,6 +66,7 @@ class FeatureRows(nn.Module):
             fallback = length * F.normalize(fallback, dim=0)
         if scale == "standardize":
             mean, std = mean_and_deviation(rows, row_ids)  # [F], [F]
+            std = torch.where(std > 0, std, 1.0)
         for name, tensor in dict(
             rows=rows, starts=starts, counts=counts, fallback=fallback, row_scale=row_scale, mean=mean, std=std
         ).items():
@@ -73,41 +75,6 @@ class FeatureRows(nn.Module):
     @property
     def width(self) -> int:
         return self.rows.shape[1]
-
-
-def segments_of(starts: Tensor, counts: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Rows of ragged items in one list.
-
-    Args:
-        starts, counts: [n].
-
-    Returns:
-        Row numbers [R], the item each belongs to [R] as 0..n-1, and where each item begins in that list [n].
-    """
-    offsets = counts.cumsum(0) - counts  # [n]
-    segments = torch.repeat_interleave(counts)  # [R]
-    row_ids = torch.arange(len(segments), device=counts.device) + (starts - offsets).index_select(0, segments)  # [R]
-    return row_ids, segments, offsets
-
-
-def mean_and_deviation(rows: Tensor, row_ids: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and standard deviation of each dimension over the given rows, [F] each; deviation 1 where all rows agree.
-
-    One pass. Blocks of rows are summed as they are, small enough to stay in the cache, and the blocks' sums in float64.
-    Values are taken relative to the first row: a constant dimension is then exactly 0.
-    """
-    if not len(row_ids):
-        return rows.new_zeros(rows.shape[1]), rows.new_ones(rows.shape[1])
-    row_ids = row_ids.sort().values  # the file's order, so that a memory-mapped file is read once from front to back
-    origin = rows[row_ids[0]]  # [F]
-    total, squares = torch.zeros_like(origin, dtype=torch.double), torch.zeros_like(origin, dtype=torch.double)
-    for ids in row_ids.split(BLOCK):
-        block = rows.index_select(0, ids).sub_(origin)  # [BLOCK, F]
-        total += block.sum(0)
-        squares += block.square_().sum(0)
-    mean = total / len(row_ids)
-    std = (squares / len(row_ids) - mean.square()).clamp_min_(0).sqrt_()
-    return (mean + origin).to(rows.dtype), torch.where(std > 0, std, 1.0).to(rows.dtype)
 
 
 def scaled(x: Tensor, there: Tensor, scale: str) -> Tensor:
@@ -122,7 +89,7 @@ def scaled(x: Tensor, there: Tensor, scale: str) -> Tensor:
         x = F.normalize(x, dim=1) * (1.0 if scale == "unit" else math.sqrt(x.shape[1]))
     elif scale == "standardize":
         mean, std = mean_and_deviation(x, there.nonzero().squeeze(1))
-        x = (x - mean) / std
+        x = (x - mean) / torch.where(std > 0, std, 1.0)
     elif scale != "none":
         raise ValueError(f"scale is {scale!r}, expected one of {', '.join(FEATURE_SCALES)}")
     return x * there.unsqueeze(1)

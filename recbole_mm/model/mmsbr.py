@@ -54,7 +54,13 @@ from recbole_mm.model.base import MultimodalRecommender
 from recbole_mm.model.layers import Dropout, scaled, valid_positions
 from recbole_mm.model.losses import hard_negative_loss
 from recbole_mm.model.pivots import PivotTransformer
-from recbole_mm.model.wasserstein import Gaussian, GaussianEmbedding, WassersteinAttention, wasserstein_distances
+from recbole_mm.model.wasserstein import (
+    Gaussian,
+    GaussianEmbedding,
+    WassersteinAttention,
+    positive,
+    wasserstein_distances,
+)
 
 
 class FeatureSequences(nn.Module):
@@ -113,15 +119,14 @@ class SoftAttention(nn.Module):
 
     def forward(self, items: Tensor, lengths: Tensor) -> Tensor:
         """[B, L, D] with zeros at the padding, [B] -> [B, D]."""
-        steps = torch.arange(items.shape[1], device=items.device)
-        valid = (steps < lengths.unsqueeze(1)).unsqueeze(-1)  # [B, L, 1]
         mean = items.sum(1) / lengths.unsqueeze(1).to(items.dtype)  # [B, D]
         inside = self.item(items) + self.mean(mean).unsqueeze(1)  # [B, L, D]
         if self.position is not None:
+            steps = torch.arange(items.shape[1], device=items.device)
             places = (lengths.unsqueeze(1) - 1 - steps).clamp_min(0) if self.reversed else steps
             inside = inside + self.position(places)
-        beta = self.weight(inside.sigmoid()) * valid  # [B, L, 1]
-        return (beta * items).sum(1)
+        beta = self.weight(inside.sigmoid())  # [B, L, 1]
+        return (beta * items).sum(1)  # padding adds zeros
 
 
 class Items(NamedTuple):
@@ -129,12 +134,14 @@ class Items(NamedTuple):
 
     Attributes:
         vectors: [N, D].
-        prices: of the U distinct pairs of price level and category, or None.
+        prices: of the U distinct pairs of price level and category, [U, D], or None.
+        in_sessions: mean and spread of these pairs as attention reads them, [U, D] each, or None.
         projected: by feature name, [N, D]; for the contrastive loss.
     """
 
     vectors: Tensor
     prices: Gaussian | None
+    in_sessions: tuple[Tensor, Tensor] | None
     projected: dict[str, Tensor]
 
 
@@ -151,6 +158,8 @@ class MMSBR(MultimodalRecommender):
 
     def __init__(self, config, dataset) -> None:
         super().__init__(config, dataset)
+        if not (config["use_text"] or config["use_image"]):
+            raise SettingError(f"use_text and use_image are both false: {type(self).__name__} needs one of them")
         self.width = config["hidden_size"]
         self.tower_chunk = config["tower_chunk"]
         self.contrastive_weight = config["contrastive_weight"]
@@ -188,8 +197,6 @@ class MMSBR(MultimodalRecommender):
 
     def _find_features(self, config, dataset, wanted: dict, pseudo: dict) -> tuple[dict, dict]:
         """Features by modality, and pairs (feature, pseudo-feature) by modality; says what is missing."""
-        if not wanted:
-            raise SettingError("use_text and use_image are both false: MMSBR needs one of them")
         streams, present = self.features_there(config, dataset, wanted), dataset.feature_names()
         pairs = {m: (streams[m], feature) for m, feature in pseudo.items() if m in streams and feature in present}
         absent = [feature for modality, feature in wanted.items() if modality not in streams]
@@ -291,7 +298,9 @@ class MMSBR(MultimodalRecommender):
 
     def item_tower(self) -> Items:
         projected = self._projected()
-        return Items(self._vectors([projected[modality] for modality in self.streams]), self._item_prices(), projected)
+        vectors = self._vectors([projected[modality] for modality in self.streams])
+        prices, in_sessions = self._prices() if self.has_prices else (None, None)
+        return Items(vectors, prices, in_sessions, projected)
 
     def _projected(self) -> dict[str, Tensor]:
         """Each feature in the model's width, [N, D]; pseudo-modalities in training only."""
@@ -338,8 +347,10 @@ class MMSBR(MultimodalRecommender):
             return self.pivots
         return self.pivots + self.pivot_offsets.weight.unflatten(1, self.pivots.shape)
 
-    def _item_prices(self) -> Gaussian | None:
-        return self.price_embedding(*self.price_pairs) if self.has_prices else None
+    def _prices(self) -> tuple[Gaussian, tuple[Tensor, Tensor]]:
+        """``prices`` and ``in_sessions`` of `Items`, here the same ones."""
+        mean, spread = self.price_embedding(*self.price_pairs)  # [U, D] each
+        return Gaussian(mean, positive(spread)), (mean, spread)
 
     # ------------------------------------------------ scores
 
@@ -351,33 +362,40 @@ class MMSBR(MultimodalRecommender):
         interest = items.vectors @ self._wanted(sequence, item_seq_len).T  # [N, B]
         if not self.has_prices:
             return interest.T
-        session = self._session_price(item_seq, item_seq_len, valid)  # [B, D]
-        distance = self._price_distances(items.prices, session, item_seq, valid)  # [U, B]
+        pair = self.pair_of_item[item_seq]  # [B, L]
+        known = valid & self.pair_known[pair]  # [B, L]
+        session = self._session_price(items.in_sessions, pair, item_seq_len - 1, valid, known)  # [B, D]
+        distance = self._price_distances(items.prices, session, known.any(1))  # [U, B]
         return self._with_price(interest, F.embedding(self.pair_of_item, distance)).T
 
     def _wanted(self, sequence: Tensor, item_seq_len: Tensor) -> Tensor:
         """What the session looks for, [B, L, D] -> [B, D]: its product with an item's vector is the interest in it."""
         return self.next_item(self.interest(sequence, item_seq_len)) / math.sqrt(self.width)
 
-    def _session_price(self, item_seq: Tensor, item_seq_len: Tensor, valid: Tensor) -> Gaussian:
-        """The session's price, read at its last item: [B, L] -> [B, D]."""
-        pair = F.embedding(item_seq, self.pair_of_item.unsqueeze(1)).squeeze(-1)  # [B, L]
-        known = valid & self.pair_known[pair]
-        attended = torch.where(known.any(1, keepdim=True), known, valid)
-        mean, spread = self.price_embedding.raw(*self.price_pairs)  # [U, D] each
-        mean, spread = self.price_dropout(F.embedding(pair, mean)), self.price_dropout(F.embedding(pair, spread))
-        return self.price_attention(mean, spread, attended, item_seq_len - 1)
+    def _session_price(
+        self, in_sessions: tuple[Tensor, Tensor], pair: Tensor, last: Tensor, valid: Tensor, known: Tensor
+    ) -> Gaussian:
+        """The session's price [B, D], read at its last item, known prices alone if there are any.
 
-    def _price_distances(self, prices: Gaussian, session: Gaussian, item_seq: Tensor, valid: Tensor) -> Tensor:
+        Args:
+            in_sessions: [U, D] each.
+            pair: [B, L], 0..U-1.
+            last: [B], the position of the last item.
+            valid, known: [B, L], where an item is, and one with a price.
+        """
+        attended = torch.where(known.any(1, keepdim=True), known, valid)
+        mean, spread = (self.price_dropout(F.embedding(pair, rows)) for rows in in_sessions)  # [B, L, D] each
+        return self.price_attention(mean, spread, attended, last)
+
+    def _price_distances(self, prices: Gaussian, session: Gaussian, has_price: Tensor) -> Tensor:
         """Mean squared distance of each distinct price from each session's, [U, B].
 
         A price that is unknown is as far away as the known ones are on average over the items; a session without any
-        known price is as far from all.
+        known price, where ``has_price`` [B] is false, is as far from all.
         """
         distance = wasserstein_distances(prices, session) / (2 * self.width)  # [U, B]
         average = self.pair_share.to(distance.dtype) @ distance  # [B]
         distance = torch.where(self.pair_known.unsqueeze(1), distance, average)
-        has_price = (valid & self.pair_known[self.pair_of_item[item_seq]]).any(1)  # [B]
         return torch.where(has_price, distance, 0.0)
 
     def _with_price(self, interest: Tensor, distance: Tensor) -> Tensor:

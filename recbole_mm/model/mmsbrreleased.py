@@ -30,6 +30,7 @@ from __future__ import annotations
 import math
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from recbole_mm.errors import SettingError
@@ -37,6 +38,8 @@ from recbole_mm.model.layers import Dropout
 from recbole_mm.model.losses import largest_log_sum_exp
 from recbole_mm.model.mmsbr import MMSBR
 from recbole_mm.model.wasserstein import Gaussian, WassersteinAttention, positive, wasserstein_distances
+
+ALLOWED = {"pivots": ("per_item",), "price_score": ("product_plus", "none"), "contrastive_anchors": (0,)}
 
 
 def _alone(words: str, others: str) -> str:
@@ -53,9 +56,17 @@ _SPREAD_PRICE = rf"(?=.*(?:{_PRICE})).*(?:{_SPREAD})"
 
 class MMSBRReleased(MMSBR):
     """What the release computes, forward pass and losses; at the speed of `MMSBR`. And how to read its checkpoints
-    (`recbole_mm.released`)."""
+    (`recbole_mm.released_weights`).
+
+    Raises:
+        SettingError: as `MMSBR`, and for a setting that would change nothing here, see ``ALLOWED``.
+    """
 
     def __init__(self, config, dataset) -> None:
+        for key, allowed in ALLOWED.items():
+            if (value := config[key]) not in allowed:
+                listed = " or ".join(map(str, allowed))
+                raise SettingError(f"{key} must be {listed} in MMSBRReleased, found {value!r}; MMSBR takes others")
         super().__init__(config, dataset)
         bound = 1 / math.sqrt(self.width)
         for parameter in self.parameters():
@@ -65,8 +76,6 @@ class MMSBRReleased(MMSBR):
     # ------------------------------------------------ parts
 
     def _find_features(self, config, dataset, wanted: dict, pseudo: dict) -> tuple[dict, dict]:
-        if not wanted:
-            raise SettingError("use_text and use_image are both false: MMSBRReleased needs one of them")
         return dict.fromkeys(wanted), dict.fromkeys(pseudo)
 
     def _build_features(self, config, dataset) -> None:
@@ -102,32 +111,27 @@ class MMSBRReleased(MMSBR):
     def _pivots(self) -> Tensor:
         return self.pivots
 
-    def _item_prices(self) -> Gaussian | None:
-        if not self.has_prices:
-            return None
+    def _prices(self) -> tuple[Gaussian, tuple[Tensor, Tensor]]:
         levels, categories = self.price_pairs
-        category = self.category(categories)
-        return Gaussian(self.price_mean(levels) + category, positive(self.price_spread(levels) + category))
+        mean, spread, category = self.price_mean(levels), self.price_spread(levels), self.category(categories)
+        normed = self.price_norm(category)
+        in_sessions = (self.price_norm(mean) + normed, self.price_norm(spread) + normed)  # [U, D] each
+        return Gaussian(mean + category, positive(spread + category)), in_sessions
 
     # ------------------------------------------------ scores
 
     def _wanted(self, sequence: Tensor, item_seq_len: Tensor) -> Tensor:
         return self.interest(sequence, item_seq_len)
 
-    def _session_price(self, item_seq: Tensor, item_seq_len: Tensor, valid: Tensor) -> Gaussian:
-        levels, categories = self.price_pairs[:, self.pair_of_item[item_seq]]  # [B, L] each
-        mean, spread = self.price_mean(levels), self.price_spread(levels)  # [B, L, D]
-        category = self.price_norm(self.category(categories))
-        rows, last = torch.arange(len(item_seq), device=item_seq.device), item_seq_len - 1
-        return self.price_attention(
-            self.price_dropout(self.price_norm(mean) + category),
-            self.price_dropout(self.price_norm(spread) + category),
-            valid,
-            last,
-            residual=(mean[rows, last], spread[rows, last]),
-        )
+    def _session_price(
+        self, in_sessions: tuple[Tensor, Tensor], pair: Tensor, last: Tensor, valid: Tensor, known: Tensor
+    ) -> Gaussian:
+        mean, spread = (self.price_dropout(F.embedding(pair, rows)) for rows in in_sessions)  # [B, L, D] each
+        level = self.price_pairs[0, pair.gather(1, last.unsqueeze(1)).squeeze(1)]  # [B]
+        residual = (self.price_mean(level), self.price_spread(level))
+        return self.price_attention(mean, spread, valid, last, residual)
 
-    def _price_distances(self, prices: Gaussian, session: Gaussian, item_seq: Tensor, valid: Tensor) -> Tensor:
+    def _price_distances(self, prices: Gaussian, session: Gaussian, has_price: Tensor) -> Tensor:
         return wasserstein_distances(prices, session)  # [U, B]
 
     def _with_price(self, interest: Tensor, distance: Tensor) -> Tensor:
@@ -150,7 +154,7 @@ class MMSBRReleased(MMSBR):
         self._cached_tower = None
         return self
 
-    # ------------------------------------------------ for recbole_mm.released
+    # ------------------------------------------------ for recbole_mm.released_weights
 
     # Their names are not known, only roles and shapes. A user has to say, with --names:
     # - transformer.*: layers in the order of their turns, in each round text before image; of each, query, key, value

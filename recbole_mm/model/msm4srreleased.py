@@ -33,9 +33,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from recbole_mm.model.layers import AttentionPooling, FeatureRows, segment_softmax, segments_of, valid_positions
+from recbole_mm.model.layers import AttentionPooling, FeatureRows, segment_softmax, valid_positions
 from recbole_mm.model.losses import cosines
 from recbole_mm.model.msm4sr import MSM4SR
+from recbole_mm.ragged import segments_of
 
 
 class PaddedPooling(AttentionPooling):
@@ -137,7 +138,7 @@ def _names_of(modality: str, words: str) -> dict[str, str]:
 
 
 class MSM4SRReleased(MSM4SR):
-    """MSM4SR with the defects above, and how to read the released checkpoints (`recbole_mm.released`)."""
+    """MSM4SR with the defects above, and how to read the released checkpoints (`recbole_mm.released_weights`)."""
 
     pooling_class = PaddedPooling
     drop_items = staticmethod(overwrite_items)
@@ -147,7 +148,7 @@ class MSM4SRReleased(MSM4SR):
     def _project(self, sequences: list[Tensor]) -> list[Tensor]:
         return sequences
 
-    # ------------------------------------------------ for recbole_mm.released
+    # ------------------------------------------------ for recbole_mm.released_weights
 
     released_names = {
         r"encoder\.(.+)": r"\1",

@@ -279,11 +279,12 @@ def _share_out(work: Callable[[int, int], None], n: int, *, n_workers: int) -> N
         for number in range(n):
             work(number, 0)
         return
-    n_threads = torch.get_num_threads()
+    n_threads, inference = torch.get_num_threads(), torch.is_inference_mode_enabled()
 
     def run(worker: int) -> None:
         torch.set_num_threads(n_threads // n_workers)
-        with torch.no_grad():  # which is each thread's own
+        # Each thread has its own modes. The order matters: inference_mode(False) switches gradients on.
+        with torch.inference_mode(inference), torch.no_grad():
             for number in range(worker, n, n_workers):
                 work(number, worker)
 

@@ -10,16 +10,14 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from recbole_mm.model.counting import CountingRecommender, SparseRows, cosine_neighbours
+from recbole_mm.model.counting import CountingRecommender, SparseRows, TrainingRows, cosine_neighbours
 
 
 class SessionItemKNN(CountingRecommender):
     """Ranks items by the sum of their cosines with those of the prefix; the count is in steps of 2^-24."""
 
-    def __init__(self, config, dataset) -> None:
-        super().__init__(config, dataset)
+    def count_rows(self, config, rows: TrainingRows) -> None:
         n_neighbours = config["n_neighbours"]
-        rows = self.training_rows(dataset)
         self.neighbours = SparseRows(cosine_neighbours(rows, n_items=self.n_items, n_neighbours=n_neighbours))
 
     def counts(self, item_seq: Tensor) -> Tensor:

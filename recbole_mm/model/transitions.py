@@ -12,15 +12,14 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from recbole_mm.model.counting import CountingRecommender, SparseRows, transition_counts
+from recbole_mm.model.counting import CountingRecommender, SparseRows, TrainingRows, transition_counts
 
 
 class Transitions(CountingRecommender):
     """Ranks items by how often they followed those of the prefix, at any distance."""
 
-    def __init__(self, config, dataset) -> None:
-        super().__init__(config, dataset)
-        self.followers = SparseRows(transition_counts(self.training_rows(dataset), n_items=self.n_items))
+    def count_rows(self, config, rows: TrainingRows) -> None:
+        self.followers = SparseRows(transition_counts(rows, n_items=self.n_items))
 
     def counts(self, item_seq: Tensor) -> Tensor:
         return self.followers.sum_at(item_seq)  # [B, N]

@@ -51,7 +51,7 @@ def positive(x: Tensor) -> Tensor:
 
 
 class GaussianEmbedding(nn.Module):
-    """A Gaussian for each pair of price level and category.
+    """Mean and spread of a Gaussian for each pair of price level and category; its variance is positive(spread).
 
     mean = LN(mu[level] + c[category]), variance = ELU(LN'(sigma[level] + c[category])) + 1. Source: MMSBR, price as
     Gaussian distributions. Differs from the released code: a session's and an item's price are made the same way, each
@@ -71,14 +71,10 @@ class GaussianEmbedding(nn.Module):
         for table in (self.mean, self.spread, self.category):
             nn.init.normal_(table.weight, std=initializer_range)
 
-    def raw(self, levels: Tensor, categories: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, levels: Tensor, categories: Tensor) -> tuple[Tensor, Tensor]:
         """Mean, and the free number behind the variance: [...], [...] -> [..., D] each."""
         category = self.category(categories)
         return self.mean_norm(self.mean(levels) + category), self.spread_norm(self.spread(levels) + category)
-
-    def forward(self, levels: Tensor, categories: Tensor) -> Gaussian:
-        mean, spread = self.raw(levels, categories)
-        return Gaussian(mean, positive(spread))
 
 
 class WassersteinAttention(nn.Module):

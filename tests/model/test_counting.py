@@ -150,3 +150,11 @@ def test_sums_do_not_depend_on_the_order_of_the_prefix():
     index = torch.randint(1, N_ITEMS, (40, 9))
     one, other = neighbours.sum_at(index), neighbours.sum_at(index[:, torch.randperm(9)])
     torch.testing.assert_close(one, other, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("name", ["Popularity", "SessionPopularity", "SessionItemKNN", "Transitions"])
+def test_a_model_sorts_its_training_rows_once(built, planted, monkeypatch, name):
+    of, calls = TrainingRows.of, []
+    monkeypatch.setattr(TrainingRows, "of", lambda **columns: calls.append(1) or of(**columns))
+    built(name, planted)
+    assert calls == [1]

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from benchmarks.mmsbr import settings_of
+from benchmarks.mmsbr_models import settings_of
 from dataset_prep.session_folder import add_price_levels
 from recbole_mm.data.layout import write_feature
 from recbole_mm.errors import DatasetError, SettingError
@@ -611,6 +611,18 @@ def test_what_is_missing_is_said_and_done_without(dataset, message, caplog):
     loss = total(model.calculate_loss(batch()))
     loss.backward()
     assert loss.isfinite() and all(parameter.grad is not None for parameter in model.parameters())
+
+
+def test_prices_are_embedded_once_in_a_step_and_once_in_an_evaluation():
+    model, calls = toy_model(), []
+    model.price_embedding.register_forward_hook(lambda *args: calls.append(1))
+    model.calculate_loss(batch())
+    assert len(calls) == 1
+    model.eval()
+    with torch.no_grad():
+        model.full_sort_predict(batch())
+        model.full_sort_predict(batch())
+    assert len(calls) == 2
 
 
 def test_prices_that_no_item_has_are_missing_prices(caplog):

@@ -13,10 +13,11 @@ from test_literal_mmsbr import build as build_literal
 from torch import nn
 
 from benchmarks.literal_mmsbr import LiteralMMSBR
-from benchmarks.mmsbr import MadeUpDataset, build_fast, in_fast_layout, settings_of
+from benchmarks.mmsbr_models import MadeUpDataset, build_fast, in_fast_layout, settings_of
 from recbole_mm.errors import SettingError
 from recbole_mm.model.layers import Dropout
 from recbole_mm.model.mmsbrreleased import MMSBRReleased
+from recbole_mm.model.wasserstein import Gaussian
 
 SMALL = {"hidden_size": 8, "inner_size": 32, "n_heads": 2, "n_negatives": 5}
 TARGETS = torch.tensor([2, 3, 12])
@@ -48,10 +49,15 @@ def batch(sessions=SESSIONS, length: int = 5) -> dict[str, torch.Tensor]:
     return {"item_id_list": item_seq, "item_length": item_seq_len, "item_id": TARGETS[: len(sessions)]}
 
 
+def session_price(model: MMSBRReleased, item_seq: torch.Tensor, item_seq_len: torch.Tensor) -> Gaussian:
+    valid, pair = item_seq > 0, model.pair_of_item[item_seq]  # [B, L] each
+    return model._session_price(model.item_tower().in_sessions, pair, item_seq_len - 1, valid, valid)
+
+
 # ---------------------------------------------------------------- part by part
 
 
-def same_outputs_and_gradients(literal: LiteralMMSBR, fast: MMSBRReleased, expected, actual) -> None:
+def assert_same_outputs_and_gradients(literal: LiteralMMSBR, fast: MMSBRReleased, expected, actual) -> None:
     """Of one or several tensors, the gradient that of a random combination."""
     torch.testing.assert_close(actual, expected, rtol=1e-9, atol=1e-9)
     gradients = []
@@ -75,20 +81,20 @@ def both(request) -> tuple[LiteralMMSBR, MMSBRReleased]:
 
 def test_item_vectors_equal_the_literal_ones(both):
     literal, fast = both
-    same_outputs_and_gradients(*both, literal.item_vectors(), fast.item_tower().vectors[1:])
+    assert_same_outputs_and_gradients(*both, literal.item_vectors(), fast.item_tower().vectors[1:])
 
 
 def test_item_prices_equal_the_literal_ones(both):
     literal, fast = both
     mean, variance = (part[fast.pair_of_item[1:]] for part in fast.item_tower().prices)
-    same_outputs_and_gradients(*both, literal.item_prices(), (mean, variance))
+    assert_same_outputs_and_gradients(*both, literal.item_prices(), (mean, variance))
 
 
 def test_session_prices_equal_the_literal_ones(both):
     literal, fast = both
     item_seq, item_seq_len = padded(SESSIONS, 4)
-    actual = fast._session_price(item_seq, item_seq_len, item_seq > 0)
-    same_outputs_and_gradients(*both, literal.price_session(item_seq, item_seq_len), tuple(actual))
+    actual = session_price(fast, item_seq, item_seq_len)
+    assert_same_outputs_and_gradients(*both, literal.price_session(item_seq, item_seq_len), tuple(actual))
 
 
 def test_interest_equals_the_literal_one(both):
@@ -96,7 +102,7 @@ def test_interest_equals_the_literal_one(both):
     item_seq, item_seq_len = padded(SESSIONS, 4)
     table = torch.randn(N_ITEMS, 8, dtype=torch.double)
     rows = literal.gather(table, item_seq)
-    same_outputs_and_gradients(
+    assert_same_outputs_and_gradients(
         *both, literal.interest(table, item_seq, item_seq_len), fast.interest(rows, item_seq_len)
     )
 
@@ -104,19 +110,19 @@ def test_interest_equals_the_literal_one(both):
 def test_the_contrastive_loss_equals_the_literal_one(both):
     literal, fast = both
     (actual,) = fast.auxiliary_losses(fast.item_tower(), None)
-    same_outputs_and_gradients(*both, literal.contrastive_weight * literal.contrastive(), actual)
+    assert_same_outputs_and_gradients(*both, literal.contrastive_weight * literal.contrastive(), actual)
 
 
 def test_scores_equal_the_literal_ones(both):
     literal, fast = both
     batch = padded(SESSIONS, 5)
-    same_outputs_and_gradients(*both, literal.scores(*batch), fast.scores(fast.item_tower(), *batch)[:, 1:])
+    assert_same_outputs_and_gradients(*both, literal.scores(*batch), fast.scores(fast.item_tower(), *batch)[:, 1:])
 
 
 def test_the_loss_equals_the_literal_one(both):
     literal, fast = both
     expected = literal.loss(*padded(SESSIONS, 3), TARGETS)
-    same_outputs_and_gradients(*both, expected, sum(fast.calculate_loss(batch())))
+    assert_same_outputs_and_gradients(*both, expected, sum(fast.calculate_loss(batch())))
 
 
 def test_dropout_acts_where_it_does_in_the_literal_model(monkeypatch):
@@ -134,7 +140,7 @@ def test_dropout_acts_where_it_does_in_the_literal_model(monkeypatch):
         monkeypatch.setattr(dropout, "forward", scale)
     batch = padded(SESSIONS, 5)
     torch.testing.assert_close(fast.item_tower().vectors[1:], literal.item_vectors())
-    actual = fast._session_price(*batch, batch[0] > 0)
+    actual = session_price(fast, *batch)
     torch.testing.assert_close(tuple(actual), literal.price_session(*batch))
     torch.testing.assert_close(fast.scores(fast.item_tower(), *batch)[:, 1:], literal.scores(*batch))
     different = literal.eval().item_vectors() - fast.item_tower().vectors[1:]
@@ -235,7 +241,7 @@ def test_a_larger_price_distance_raises_the_score():
 def test_distance_is_the_sum_over_dimensions_and_an_item_s_price_the_bare_sum_of_two_rows():
     model = build_fast(build_literal()).eval()
     item_seq, item_seq_len = padded([[3, 1, 7]], 3)
-    session = model._session_price(item_seq, item_seq_len, item_seq > 0)
+    session = session_price(model, item_seq, item_seq_len)
     scores = model.scores(model.item_tower(), item_seq, item_seq_len)[0]
     model.has_prices = False
     interest = model.scores(model.item_tower(), item_seq, item_seq_len)[0]
@@ -388,6 +394,21 @@ def test_one_modality_is_enough_and_two_are_not_needed(modality):
 def test_no_modality_is_refused():
     with pytest.raises(SettingError, match="MMSBRReleased needs one of them"):
         built(use_text=False, use_image=False)
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ({"pivots": "shared"}, "pivots must be per_item in MMSBRReleased, found 'shared'; MMSBR takes others"),
+        ({"pivots": "none"}, "pivots must be per_item in MMSBRReleased, found 'none'"),
+        ({"price_score": "minus"}, "price_score must be product_plus or none in MMSBRReleased, found 'minus'"),
+        ({"price_score": "product_exp"}, "price_score must be product_plus or none in .* found 'product_exp'"),
+        ({"contrastive_anchors": 7}, "contrastive_anchors must be 0 in MMSBRReleased, found 7"),
+    ],
+)
+def test_settings_that_the_release_has_not_are_refused(setting, message):
+    with pytest.raises(SettingError, match=message):
+        built(**setting)
 
 
 def test_without_contrastive_loss_there_are_no_pseudo_tables():

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch.utils.checkpoint import checkpoint
 
+from recbole_mm.model import pivots as pivots_module
 from recbole_mm.model.pivots import PivotTransformer, Pool
 
 WIDTH, N_HEADS, N_PIVOTS = 6, 2, 2  # so that masks are no multiple of 4 long
@@ -402,6 +403,27 @@ def test_training_goes_on_after_inference_mode():
         value_and_gradients(made, pivots, streams), value_and_gradients(transformer(), pivots, streams)
     )
     torch.testing.assert_close(evaluated.clone(), transformer()(pivots, streams).detach())
+
+
+@pytest.mark.parametrize("per_item", [False, True])
+@pytest.mark.parametrize("mode", [torch.inference_mode, torch.no_grad])
+def test_threads_work_in_the_mode_of_their_caller(two_threads, mode, per_item, monkeypatch):
+    made, (pivots, streams) = transformer(slice_size=2), inputs(7, per_item=per_item)
+    modes, layer_forward = [], pivots_module._layer_forward
+
+    def noting(*args):
+        modes.append((torch.is_inference_mode_enabled(), torch.is_grad_enabled()))
+        return layer_forward(*args)
+
+    monkeypatch.setattr(pivots_module, "_layer_forward", noting)
+    with mode():
+        evaluated = made(pivots, streams)
+    assert set(modes) == {(mode is torch.inference_mode, False)}
+    trained, found = value_and_gradients(made, pivots, streams)
+    assert modes[-1] == (False, False)
+    torch.testing.assert_close(evaluated.clone(), trained.detach())
+    torch.set_num_threads(1)
+    torch.testing.assert_close(found, value_and_gradients(transformer(slice_size=2), pivots, streams)[1], **EXACT)
 
 
 @pytest.mark.parametrize("copied", [copy.deepcopy, lambda made: pickle.loads(pickle.dumps(made))])
