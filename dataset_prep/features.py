@@ -1,23 +1,37 @@
 """Features for the items of a folder: out of their texts, out of their pictures, or out of vectors made elsewhere.
 
 An item without content gets no row and is not listed in the feature: missing is a state of its own, not a zero vector.
+A feature is made once: the same command finds it up to date, and continues one that was stopped.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from dataset_prep.encoders import Encoder, build_encoder
-from dataset_prep.encoders.image import PictureError, read_picture
+from dataset_prep.encoding.contents import Contents, picture_contents, text_contents
+from dataset_prep.encoding.engine import (
+    ENGINE_VERSION,
+    Running,
+    encode_contents,
+    feature_key,
+    full_disk_explained,
+    is_up_to_date,
+    work_key,
+)
+from dataset_prep.encoding.shards import Encoded, WorkFolder
+from dataset_prep.locking import locked
+from dataset_prep.pictures.store import picture_files, read_index
 from dataset_prep.text import clean_text, sentences
 from recbole_mm.data.files import read_table, sha256_of
-from recbole_mm.data.layout import write_feature
+from recbole_mm.data.layout import Manifest, check_feature_name, write_feature, write_feature_blocks
 from recbole_mm.errors import DatasetError, SettingError
 
 if TYPE_CHECKING:
@@ -28,8 +42,10 @@ ONE_SENTENCE = ("title", "brand", "category", "categories")  # never split
 LISTS = ("category", "categories")  # of names, separated by spaces, with underscores inside a name
 ROWS = ("sentence", "item")
 PICTURE_ENDINGS = (".jpg", ".jpeg", ".png", ".webp", ".gif")
-TEXTS_AT_ONCE = 512
-PICTURES_AT_ONCE = 64
+TEXTS_AT_ONCE = 512  # contents of a shard, which is lost when a run is stopped
+PICTURES_AT_ONCE = 256
+BLOCK_BYTES = 1 << 24  # of rows that are written at a time
+NO_PICTURE = "no picture named"
 
 
 @dataclass(frozen=True)
@@ -43,6 +59,7 @@ class FeatureReport:
         missing: number of items without a row, by reason.
         examples: an item for each reason.
         remarks: further things to know.
+        up_to_date: it was there already, made from the same contents in the same way; ``missing`` is not known then.
     """
 
     feature: str
@@ -52,10 +69,13 @@ class FeatureReport:
     missing: dict[str, int] = field(default_factory=dict)
     examples: dict[str, str] = field(default_factory=dict)
     remarks: tuple[str, ...] = ()
+    up_to_date: bool = False
 
     def __str__(self) -> str:
         rows, width = self.shape
         lines = [f"feature {self.feature!r}: {self.n_filled} of {self.n_items} items, {rows} rows of width {width}"]
+        if self.up_to_date:
+            lines[0] += "; up to date, nothing was done (--force makes it again)"
         lines += [f"  {n} without: {why} (such as item {self.examples[why]!r})" for why, n in self.missing.items()]
         return "\n".join(lines + [f"  {remark}" for remark in self.remarks])
 
@@ -65,57 +85,115 @@ def make_feature(
     name: str,
     *,
     encoder: Encoder | None = None,
+    build: Callable[[], Encoder] | None = None,
     columns: Sequence[str] | None = None,
     rows: str = "sentence",
     max_rows: int = 10,
-    column: str = "image",
+    column: str | None = None,
     images: Path | None = None,
+    per_item: int = 1,
+    running: Running | None = None,
+    force: bool = False,
     progress: bool = True,
 ) -> FeatureReport:
     """Make one feature for the items of ``<folder>/<name of folder>.item`` and add it to the folder.
 
+    Each different content is encoded once, in shards that are kept until all are there: after a stop or a crash, the
+    same call continues and ends with the same bytes. A feature that was made of the same contents by the same encoder
+    is left alone. Memory: the contents' names, and a few shards.
+
     Args:
         name: of the feature.
-        encoder: None takes ``tfidf`` for a feature "text" and ``histogram`` for "image".
+        encoder: None takes what ``build`` makes, or ``tfidf`` for a feature "text" and ``histogram`` for "image".
+        build: makes the encoder; for other processes it must be picklable, such as a ``functools.partial``.
         columns: texts: columns to use, in this order; None takes those of ``TEXT_COLUMNS`` that are there.
         rows: texts: "sentence" for one vector per sentence, "item" for one per item.
         max_rows: texts: sentences of an item that are used, the first ones.
-        column: pictures: the column with a path, relative to ``images``.
-        images: pictures: None takes ``folder``. Without such a column, ``<images>/<item_id>.jpg`` and the like.
+        column: pictures: the column with a path, relative to ``images``; None takes "image".
+        images: pictures: None takes ``folder``. Without such a column, ``<images>/<item_id>.jpg`` and the like. With
+            neither ``column`` nor ``images``, the pictures of ``<folder>/pictures/index.tsv``, if that is there.
+        per_item: pictures of an item that are used, the first ones.
+        running: threads, processes or a cluster; None takes a thread per core.
+        force: make it again, whatever is there.
         progress: show a progress bar on stderr.
 
     Raises:
-        DatasetError: no ``.item`` file, a column is missing, an item occurs twice, no item has content.
-        SettingError: an unknown value of ``rows``, ``max_rows`` below 1, no default encoder for this name.
+        DatasetError: no ``.item`` file, a column is missing, an item occurs twice, no item has content, or another
+            process writes this folder.
+        SettingError: an unknown value of ``rows``, ``max_rows`` or ``per_item`` below 1, no default encoder for this
+            name.
+        OSError: the disk is full, memory runs out, a process dies again and again; what is finished stays.
     """
-    folder = Path(folder)
-    encoder = encoder or build_encoder(None, feature=name)
+    folder, running = Path(folder), running or Running()
+    if encoder is None:
+        build = build or partial(build_encoder, None, feature=name)
+        encoder = build()
     items = read_items(folder)
+    try:
+        check_feature_name(name)
+    except ValueError as error:
+        raise DatasetError(f"feature {name!r} of {folder.name} cannot be written: {error}") from error
     if encoder.source == "text":
         used, settings = _text_columns(items, folder, columns), {"rows": rows, "max_rows": max_rows}
         if rows == "item":
             del settings["max_rows"]
-        content = item_texts(items, columns=used, rows=rows, max_rows=max_rows)
-        vectors, why = _encode_texts(content, encoder, progress=progress)
-        remarks = _left_out(content, vectors)
+        texts = item_texts(items, columns=used, rows=rows, max_rows=max_rows)
+        contents, shard_size = text_contents(items["item_id"], texts), TEXTS_AT_ONCE
+        counted = rows == "sentence"
     else:
-        used, paths = _picture_paths(items, folder, column=column, images=images)
-        settings = {"images": None if images is None else Path(images).name}
-        vectors, why = _encode_pictures(paths, encoder, progress=progress)
-        remarks = ()
-    settings = {"columns": used, **settings, **encoder.settings}
-    return _save(
-        folder,
-        name,
-        items,
-        vectors,
-        why,
-        counted=encoder.source == "text" and rows == "sentence",
-        remarks=remarks,
-        encoder=encoder.name,
-        source=", ".join(used),
-        settings=settings,
-    )
+        used, paths, why = _picture_paths(items, folder, column=column, images=images, per_item=per_item)
+        settings = {"images": None if images is None else Path(images).name, "per_item": per_item}
+        contents, shard_size = picture_contents(items["item_id"], paths, why, progress=progress), PICTURES_AT_ONCE
+        counted = per_item > 1
+    settings = {"columns": used, **settings}
+    inputs = contents.sha256()
+    key = feature_key(encoder, inputs, shard_size=shard_size, further=settings)
+    with locked(folder):
+        work = WorkFolder(folder, name, work_key(key, encoder, running))
+        work.clean()
+        if force:
+            work.remove()
+        elif is_up_to_date(folder, original_name(Manifest.load(folder), name), key):
+            work.remove()
+            return known_report(folder, name, n_items=len(items))
+        remarks: list[str] = []
+        encoded = Encoded(contents, shard_size, work)
+        if contents.unique:
+            encoded = encode_contents(
+                contents,
+                encoder,
+                work=work,
+                shard_size=shard_size,
+                build=build,
+                running=running,
+                remarks=remarks,
+                progress=progress,
+            )
+        settings |= {**encoder.settings, "inputs_sha256": inputs}
+        settings["engine"] = {"version": ENGINE_VERSION, "shard_size": shard_size, "key": key}
+        made = {"encoder": encoder.name, "source": ", ".join(used), "settings": settings}
+        report = _write(folder, name, contents, encoded, counted=counted, remarks=remarks, **made)
+        work.remove()
+    return report
+
+
+def known_report(folder: Path, name: str, *, n_items: int) -> FeatureReport:
+    """Of a feature that is there already, as it is or reduced."""
+    manifest = Manifest.load(folder)
+    info = manifest.features[name]
+    n_filled = (folder / info.items).read_bytes().count(b"\n")
+    reduced = original_name(manifest, name) != name
+    remarks = (f"it is reduced from {name}_full, which is up to date",) if reduced else ()
+    return FeatureReport(name, n_items=n_items, n_filled=n_filled, shape=info.shape, remarks=remarks, up_to_date=True)
+
+
+def original_name(manifest: Manifest, name: str) -> str:
+    """What the feature is called as its encoder made it: ``<name>_full`` where ``name`` was reduced, else ``name``.
+
+    A feature that was made anew after a reduction is its own original again.
+    """
+    full, info = f"{name}_full", manifest.features.get(name)
+    return full if full in manifest.features and (info is None or "reduction" in info.settings) else name
 
 
 def import_vectors(
@@ -271,80 +349,130 @@ def _as_text(column: str, value: str) -> str:
 
 
 def _picture_paths(
-    items: DataFrame, folder: Path, *, column: str, images: Path | None
-) -> tuple[list[str], list[Path | None]]:
-    """Columns used, and the path of each item's picture; None for an item that names none."""
+    items: DataFrame, folder: Path, *, column: str | None, images: Path | None, per_item: int
+) -> tuple[list[str], list[list[Path]], list[str]]:
+    """Columns used, the files of each item's pictures, and why an item has none."""
+    if per_item < 1:
+        raise SettingError(f"per_item is {per_item}, expected at least 1")
     if images is not None and not Path(images).is_dir():
         raise DatasetError(f"no folder of pictures {images}")
-    root = Path(images or folder)
+    if column is None and images is None and (pictures := read_index(folder)) is not None:
+        files, status = picture_files(folder) or {}, {}
+        for picture in pictures:
+            status.setdefault(picture.item_id, picture.status)
+        paths = [files.get(token, [])[:per_item] for token in items["item_id"]]
+        return ["pictures"], paths, [_reason(status.get(token)) for token in items["item_id"]]
+    column, root = column or "image", Path(images or folder)
     if column in items.columns:
-        return [column], [root / value if value else None for value in items[column]]
-    if images is None:
+        named: list[Path | None] = [root / value if value else None for value in items[column]]
+        used = [column]
+    elif images is None:
         raise DatasetError(
             f"{folder} has no column {column}, only {', '.join(items.columns)}"
             "; choose the column with --column, or a folder of <item_id>.jpg with --images"
         )
-    by_stem = {p.stem: p for p in sorted(root.iterdir(), reverse=True) if p.suffix.lower() in PICTURE_ENDINGS}
-    return ["item_id"], [by_stem.get(token) for token in items["item_id"]]
+    else:
+        by_stem = {p.stem: p for p in sorted(root.iterdir(), reverse=True) if p.suffix.lower() in PICTURE_ENDINGS}
+        named, used = [by_stem.get(token) for token in items["item_id"]], ["item_id"]
+    return used, [[path] if path else [] for path in named], ["" if path else NO_PICTURE for path in named]
+
+
+def _reason(status: str | None) -> str:
+    """Why an item has no usable picture, by the status of its first one."""
+    if status is None or status == NO_PICTURE:
+        return NO_PICTURE
+    return "" if status == "ok" else f"picture {status}"
 
 
 # ---------------------------------------------------------------- vectors
 
 
-def _encode_texts(
-    content: list[list[str]], encoder: Encoder, *, progress: bool
-) -> tuple[list[list[np.ndarray]], list[str]]:
-    """Vectors of each item, and why it would have none."""
-    filled = [texts for texts in content if texts]
-    if not filled:
-        raise DatasetError(f"none of the {len(content)} items has text; choose other text columns with --columns")
-    encoder.fit([" ".join(texts) for texts in filled])
-    flat = [text for texts in filled for text in texts]
-    rows: list[np.ndarray] = []
-    for batch in _batches(flat, TEXTS_AT_ONCE, progress=progress, unit="text"):
-        rows += encoder.encode(batch)
-    row, vectors, why = iter(rows), [], []
-    for texts in content:
-        mine = [next(row) for _ in texts]
-        vectors.append([vector for vector in mine if vector.any()])
-        why.append("no known word in its text" if texts else "no text")
-    return vectors, why
+def _write(
+    folder: Path,
+    name: str,
+    contents: Contents,
+    encoded: Encoded,
+    *,
+    counted: bool,
+    remarks: list[str],
+    **made: Any,
+) -> FeatureReport:
+    """Put the rows of all items together, and report on items without."""
+    per_item = encoded.item_counts()  # [items]
+    filled = per_item > 0
+    if contents.kind == "text" and not contents.unique:
+        raise DatasetError(f"none of the {len(filled)} items has text; choose other text columns with --columns")
+    missing, examples = _missing(folder, name, contents.tokens, filled.tolist(), encoded.item_reasons())
+    shape = (int(per_item.sum()), encoded.width)
+    n_bytes = 4 * shape[0] * shape[1]
+    blocks = _Watched(encoded.item_rows(at_once=max(1, BLOCK_BYTES // (4 * shape[1]))))
+    with full_disk_explained(folder, n_bytes):
+        write_feature_blocks(
+            folder,
+            name,
+            tokens=[token for token, has in zip(contents.tokens, filled, strict=True) if has],
+            blocks=blocks,
+            shape=shape,
+            counts=per_item[filled] if counted or encoded.several else None,
+            **made,
+        )
+    remarks += _remarks(contents, encoded, filled)
+    if blocks.all_equal and shape[0] > 1:
+        remarks.append("all rows are equal: this feature carries no information")
+    return FeatureReport(
+        feature=name,
+        n_items=len(filled),
+        n_filled=int(filled.sum()),
+        shape=shape,
+        missing=missing,
+        examples=examples,
+        remarks=tuple(remarks),
+    )
 
 
-def _left_out(content: list[list[str]], vectors: list[list[np.ndarray]]) -> tuple[str, ...]:
-    """A remark on texts without a vector, of items that have others."""
-    n = sum(len(texts) - len(mine) for texts, mine in zip(content, vectors, strict=True) if mine)
-    return (f"{n} texts hold no word that the encoder knows and got no row",) if n else ()
+class _Watched:
+    """Blocks of rows on their way, and whether all rows were equal."""
+
+    def __init__(self, blocks: Iterator[np.ndarray]) -> None:
+        self._blocks, self._first, self.all_equal = blocks, None, True
+
+    def __iter__(self) -> Iterator[np.ndarray]:
+        for block in self._blocks:
+            if self._first is None:
+                self._first = block[0].copy()
+            self.all_equal = self.all_equal and bool((block == self._first).all())
+            yield block
 
 
-def _encode_pictures(
-    paths: list[Path | None], encoder: Encoder, *, progress: bool
-) -> tuple[list[list[np.ndarray]], list[str]]:
-    """Vector of each item's picture, and why it would have none."""
-    vectors: list[list[np.ndarray]] = [[] for _ in paths]
-    why = ["no picture named"] * len(paths)
-    for batch in _batches(range(len(paths)), PICTURES_AT_ONCE, progress=progress, unit="picture"):
-        pictures = {}
-        for index in batch:
-            if paths[index] is None:
-                continue
-            try:
-                pictures[index] = read_picture(paths[index])
-            except (FileNotFoundError, PictureError) as error:
-                why[index] = f"picture {error}" if isinstance(error, PictureError) else "picture file missing"
-        for index, vector in zip(pictures, encoder.encode(list(pictures.values())), strict=True):
-            vectors[index] = [vector]
-    return vectors, why
+def _remarks(contents: Contents, encoded: Encoded, filled: np.ndarray) -> list[str]:
+    """On contents without a row, of items that have others; and on what the encoder counted."""
+    mine = [numbers for numbers, has in zip(contents.of_items, filled, strict=True) if has]
+    n = sum(int(encoded.counts[number] == 0) for numbers in mine for number in numbers)
+    remarks = []
+    if n and contents.kind == "text":
+        remarks.append(f"{n} texts hold no word that the encoder knows and got no row")
+    elif n:
+        remarks.append(f"{n} pictures of items with others could not be used and got no row")
+    return remarks + [f"{n} contents {what.replace('_', ' ')}" for what, n in sorted(encoded.notes.items()) if n]
 
 
-def _batches(members: Sequence, size: int, *, progress: bool, unit: str) -> Iterator[Sequence]:
-    from tqdm import tqdm
+def _missing(
+    folder: Path, name: str, tokens: Sequence[str], filled: Sequence[bool], why: Sequence[str]
+) -> tuple[dict[str, int], dict[str, str]]:
+    """Number of items without a row and an example, by reason.
 
-    with tqdm(total=len(members), unit=unit, disable=not progress, leave=False) as bar:
-        for start in range(0, len(members), size):
-            batch = members[start : start + size]
-            yield batch
-            bar.update(len(batch))
+    Raises:
+        DatasetError: no item has a row.
+    """
+    missing = Counter(reason for has, reason in zip(filled, why, strict=True) if not has)
+    examples: dict[str, str] = {}
+    for token, has, reason in zip(tokens, filled, why, strict=True):
+        if not has:
+            examples.setdefault(reason, token)
+    if not any(filled):
+        reasons = ", ".join(f"{n} {reason}" for reason, n in missing.most_common())
+        raise DatasetError(f"feature {name!r} of {folder.name}: no item of {len(tokens)} has content ({reasons})")
+    return dict(missing.most_common()), examples
 
 
 def _save(
@@ -354,27 +482,19 @@ def _save(
     vectors: list[list[np.ndarray]],
     why: list[str],
     *,
-    counted: bool = False,
     remarks: tuple[str, ...] = (),
-    **made: object,
+    **made: Any,
 ) -> FeatureReport:
-    """Write the feature for the items that have vectors, and report on the others."""
+    """Write the feature for the items that have a vector, and report on the others."""
     tokens = list(items["item_id"])
-    missing = Counter(reason for mine, reason in zip(vectors, why, strict=True) if not mine)
-    examples: dict[str, str] = {}
-    for token, mine, reason in zip(tokens, vectors, why, strict=True):
-        if not mine:
-            examples.setdefault(reason, token)
-    listed = [token for token, mine in zip(tokens, vectors, strict=True) if mine]
-    if not listed:
-        reasons = ", ".join(f"{n} {reason}" for reason, n in missing.most_common())
-        raise DatasetError(f"feature {name!r} of {folder.name}: no item of {len(tokens)} has content ({reasons})")
-    rows = np.stack([vector for mine in vectors for vector in mine])  # [S, F]
+    filled = [bool(mine) for mine in vectors]
+    missing, examples = _missing(folder, name, tokens, filled, why)
+    listed = [token for token, has in zip(tokens, filled, strict=True) if has]
+    rows = np.stack([vector for mine in vectors for vector in mine])  # [n, F]
     if len(rows) > 1 and (rows == rows[0]).all():
         remarks = (*remarks, "all rows are equal: this feature carries no information")
-    counts = np.array([len(mine) for mine in vectors if mine])
     try:
-        write_feature(folder, name, tokens=listed, rows=rows, counts=counts if counted else None, **made)
+        write_feature(folder, name, tokens=listed, rows=rows, **made)
     except ValueError as error:
         raise DatasetError(f"feature {name!r} of {folder.name} cannot be written: {error}") from error
     return FeatureReport(
@@ -382,7 +502,7 @@ def _save(
         n_items=len(tokens),
         n_filled=len(listed),
         shape=rows.shape,
-        missing=dict(missing.most_common()),
+        missing=missing,
         examples=examples,
         remarks=remarks,
     )

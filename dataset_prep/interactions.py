@@ -2,26 +2,24 @@
 
 from __future__ import annotations
 
-import csv
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, TextIO
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from dataset_prep.price import PLAIN_NUMBER
 from dataset_prep.session_folder import bad_id
-from recbole_mm.data.files import read_table
+from dataset_prep.sources.table_rows import TableRows
+from dataset_prep.sources.times import SECONDS, check_unit
 from recbole_mm.errors import DatasetError
 
 if TYPE_CHECKING:
     from pandas import DataFrame
 
-SECONDS = {"s": 1.0, "ms": 1e-3, "us": 1e-6}
-_ATOMIC = re.compile("[^:]*:(?:token|token_seq|float|float_seq)")  # a column in the header of an atomic file
-_COLUMN = re.compile(r"[^:\s](?:[^:\t\r\n]*[^:\s])?")  # a name that it can have
+COLUMN = re.compile(r"[^:\s](?:[^:\t\r\n]*[^:\s])?")  # a name that a column of an atomic file can have
 
 
 @dataclass(frozen=True)
@@ -89,29 +87,9 @@ def read_interactions(
     frame = frame[~bad].reset_index(drop=True)
     # Python's float, because pandas before 3 reads some decimals with a wrong last bit.
     frame["time"] = frame["time"].to_numpy(dtype=object).astype(np.float64)
-    _check_unit(frame["time"].to_numpy(), line_of[~bad], time_unit, path)
+    check_unit(frame["time"].to_numpy(), line_of[~bad], time_unit, path)
     frame["time"] *= SECONDS[time_unit]
     return frame, dropped
-
-
-def _check_unit(time: np.ndarray, line: np.ndarray, time_unit: str, path: Path) -> None:
-    """Refuse times that look like another unit than the one given, such as milliseconds, or like two units."""
-    powers = np.searchsorted([1e11, 1e14, 1e17], time, side="right")  # 1e11 s is the year 5138, 1e11 ms is 1973
-    powers = np.where(time < 1e8, -1, powers)  # too small to tell
-    found = {
-        ("s", "ms", "us", "ns")[power]: int((powers == power).sum()) for power in range(4) if (powers == power).any()
-    }
-    if len(found) > 1:
-        rarest = min(found, key=found.get)
-        first = line[np.flatnonzero(powers == ("s", "ms", "us", "ns").index(rarest))[0]]
-        listed = ", ".join(f"{n} look like {unit}" for unit, n in found.items())
-        raise DatasetError(
-            f"{path} has times in different units: {listed}, the first in {rarest} on line {first}; convert them"
-        )
-    unit = next(iter(found), time_unit)
-    if unit != time_unit:
-        remedy = f"pass --time-unit {unit}" if unit in SECONDS else "convert them to seconds"
-        raise DatasetError(f"{path}: the times look like {unit}, such as {time.max():.0f}, not {time_unit}; {remedy}")
 
 
 def read_items_file(
@@ -131,7 +109,7 @@ def read_items_file(
     table = _read_any(path, None, needed={"item": item})
     types, remarks = dict(table.attrs.get("types") or {}), []
     if not types:  # a CSV
-        unusable = [name for name in table if name != item and not _COLUMN.fullmatch(name)]
+        unusable = [name for name in table if name != item and not COLUMN.fullmatch(name)]
         table = table.drop(columns=unusable)
         if unusable:
             remarks.append(f"columns without a usable name were left out: {', '.join(map(repr, unusable))}")
@@ -164,21 +142,33 @@ def _read_any(path: Path, optional: Sequence[str] | None, *, needed: dict[str, s
 
     Those of an atomic file have ``.attrs["types"]``.
     """
-    try:
-        with open(path, encoding="utf-8-sig", newline="") as file:
-            columns = file.readline().rstrip("\r\n").split("\t")
-            if not all(_ATOMIC.fullmatch(column) for column in columns):
-                file.seek(0)
-                return _read_separated(file, path, optional, needed)
-    except OSError as error:
-        raise DatasetError(f"cannot read {path}: {error.strerror}") from error
-    except UnicodeDecodeError as error:
-        raise DatasetError(f"{path}: not UTF-8; save the file as UTF-8 ({error.reason})") from error
-    _check_needed([column.partition(":")[0] for column in columns], needed, path)
-    return read_table(path, needed=list(needed.values()), optional=optional)
+    import pandas as pd
+
+    reader = TableRows(path, None)
+    if reader.kind == "parquet":
+        raise DatasetError(f"{path} is Parquet, expected an atomic file, CSV or TSV; convert it")
+    names = reader.names
+    check_needed(names, needed, path)
+    kept = [i for i, name in enumerate(names) if optional is None or name in optional or name in needed.values()]
+    rows, lines = [], []
+    for line, row in reader:
+        rows.append([row[i] for i in kept])
+        lines.append(line)
+    frame = pd.DataFrame(rows, columns=[names[i] for i in kept], index=np.array(lines) - 2, dtype=object)
+    frame.attrs["types"] = {names[i]: reader.types[names[i]] for i in kept if names[i] in reader.types}
+    return frame
 
 
-def _check_needed(names: Sequence[str], needed: dict[str, str], path: Path) -> None:
+def check_needed(names: Sequence[str], needed: dict[str, str], path: Path) -> None:
+    """Refuse a table that lacks a column.
+
+    Args:
+        names: columns of the table.
+        needed: columns by role, such as ``{"user": "user_id"}``; the role is the option that names the column.
+
+    Raises:
+        DatasetError: naming the columns found, and the option.
+    """
     for role, name in needed.items():
         if name not in names:
             hint = f"name it with --{role}, such as --{role} {names[0]}"
@@ -189,35 +179,3 @@ def _check_needed(names: Sequence[str], needed: dict[str, str], path: Path) -> N
             if len(names) == 1:
                 hint = "fields are separated by one comma or tab; convert the file"
             raise DatasetError(f"{path} has no column {name}; its columns are {', '.join(names)}\n  {hint}")
-
-
-def _read_separated(file: TextIO, path: Path, optional: Sequence[str] | None, needed: dict[str, str]) -> DataFrame:
-    import pandas as pd
-
-    tabs = "\t" in file.readline()
-    file.seek(0)
-    format = {"delimiter": "\t", "quoting": csv.QUOTE_NONE} if tabs else {"strict": True}
-    reader = csv.reader(file, **format)
-    try:
-        names = next(reader, [])
-        if not names:
-            raise DatasetError(f"{path} is empty, expected a header and rows")
-        _check_needed(names, needed, path)
-        if len(set(names)) < len(names):
-            raise DatasetError(f"{path}: a column name occurs twice in {', '.join(names)}")
-        kept = [i for i, name in enumerate(names) if optional is None or name in optional or name in needed.values()]
-        rows, lines = [], []
-        for row in reader:
-            if len(row) == len(names):
-                rows.append([row[i] for i in kept])
-                lines.append(reader.line_num)
-            elif row:
-                raise DatasetError(
-                    f"{path}, line {reader.line_num}: {len(row)} fields, the header has {len(names)}; "
-                    f"fields are separated by one {'tab' if tabs else 'comma'}"
-                )
-    except csv.Error as error:
-        raise DatasetError(f"{path}, line {reader.line_num}: no CSV ({error})") from error
-    if not rows:
-        raise DatasetError(f"{path} has a header but no rows")
-    return pd.DataFrame(rows, columns=[names[i] for i in kept], index=np.array(lines) - 2, dtype=object)

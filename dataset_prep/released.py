@@ -19,7 +19,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
 from random import Random
@@ -27,17 +26,17 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from dataset_prep.session_folder import bad_id, place_of, put_in_place, refuse_existing, write_session_folder
+from dataset_prep.folder_writer import place_of, refuse_existing
+from dataset_prep.session_folder import bad_id, write_session_folder
 from dataset_prep.sessions import prefix_rows
 from dataset_prep.six_lists import Problems, SixLists, compare_tables, read_six_lists
 from recbole_mm.data.files import sha256_of
-from recbole_mm.data.layout import write_feature
+from recbole_mm.data.layout import RELEASED_COMMAND, write_feature
 from recbole_mm.errors import DatasetError, SettingError, UnsafeFileError
 
 if TYPE_CHECKING:
     from pandas import DataFrame
 
-MADE_BY = "python -m dataset_prep released"
 FEATURE_FILES = {
     "image": "imgMatrixpca.npy",
     "text": "textMatrixpca.npy",
@@ -114,7 +113,7 @@ def import_released(
 
     problems = Problems()
     train, test, tokens = _read_sessions(released, problems)
-    features, remarks = _read_features(released, len(tokens), problems)
+    features, remarks = read_features(released, len(tokens), problems)
     problems.raise_if_any(released)
 
     drawn = draw_sessions(len(train.targets), share=valid_share, seed=seed)
@@ -132,7 +131,7 @@ def import_released(
         parts[part] = prefix_rows(names, sessions[part], every=part == prefixes)
     counts = _counts(sessions, n_items=len(tokens), n_cut=n_cut)
     settings = {
-        "made_by": MADE_BY,
+        "made_by": RELEASED_COMMAND,
         "split": "training and test sessions as released; validation: whole training sessions, a seeded random draw",
         "order": "as released",
         **{"valid_share": valid_share, "seed": seed, "prefixes": prefixes, "longest": longest, "counts": counts},
@@ -142,21 +141,20 @@ def import_released(
     files += [NAMES_FILE] if (released / NAMES_FILE).is_file() else []
     raw_files = {file: sha256_of(released / file) for file in files}
 
-    workshop = folder.parent / f".partial-released-{os.getpid()}"
-    partial = workshop / folder.name
-    try:
-        items, types = _items(train, tokens)
-        write_session_folder(partial, parts, items, types, settings=settings, raw_files=raw_files)
+    items, types = _items(train, tokens)
+
+    def add_features(partial: Path) -> None:
         for name, (rows, filled) in features.items():
             file = FEATURE_FILES[name]
             write_feature(
                 partial, name, tokens=[token for token, has in zip(tokens, filled, strict=True) if has], rows=rows,
                 encoder="released", source=file, settings={"file": file, "sha256": raw_files[file]},
             )  # fmt: skip
-        refuse_existing(folder, overwrite=overwrite)
-        put_in_place(partial, folder, old=workshop / "replaced")
-    finally:
-        shutil.rmtree(workshop, ignore_errors=True)
+
+    write_session_folder(
+        folder, parts, items, types,
+        settings=settings, raw_files=raw_files, overwrite=overwrite, finish=add_features,
+    )  # fmt: skip
     return ReleasedReport(
         folder=folder,
         n_items=len(tokens),
@@ -189,14 +187,14 @@ def _read_sessions(released: Path, problems: Problems) -> tuple[SixLists, SixLis
     if len(train.targets) == 1:
         problems.add("train.txt", "sessions", "", found="1 session", expected="2 or more, one of them for validation")
     n_items = len(train.price_levels)
-    tokens = _item_names(released, n_items, problems) or [str(number) for number in range(1, n_items + 1)]
+    tokens = item_names(released, n_items, problems) or [str(number) for number in range(1, n_items + 1)]
     return train, test, tokens
 
 
 # ---------------------------------------------------------------- arrays
 
 
-def _read_array(path: Path, problems: Problems) -> np.ndarray | None:
+def read_array(path: Path, problems: Problems) -> np.ndarray | None:
     """A plain array; None if it is none, said in ``problems``."""
     with open(path, "rb") as file:
         start = file.read(len(NUMPY_MAGIC))
@@ -216,7 +214,7 @@ def _read_array(path: Path, problems: Problems) -> np.ndarray | None:
     return array
 
 
-def _read_features(
+def read_features(
     released: Path, n_items: int, problems: Problems
 ) -> tuple[dict[str, tuple[np.ndarray, np.ndarray]], tuple[str, ...]]:
     """Rows [S, F] float32 of the items that have some, and which these are, [N] bool; by feature. And remarks."""
@@ -224,7 +222,7 @@ def _read_features(
     for name, file in FEATURE_FILES.items():
         if not (released / file).is_file():
             continue
-        array = _read_array(released / file, problems)
+        array = read_array(released / file, problems)
         if array is None:
             continue
         expected = f"({n_items}, width) of floats, a row per item"
@@ -256,10 +254,10 @@ def _read_features(
     return features, tuple(remarks)
 
 
-def _item_names(released: Path, n_items: int, problems: Problems) -> list[str] | None:
+def item_names(released: Path, n_items: int, problems: Problems) -> list[str] | None:
     """The name of each item; None without such a file, or with one that cannot be used."""
     path = released / NAMES_FILE
-    array = _read_array(path, problems) if path.is_file() else None
+    array = read_array(path, problems) if path.is_file() else None
     if array is None:
         return None
     if array.dtype.kind != "U" or array.shape != (n_items,):

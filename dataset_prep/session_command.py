@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, fields
 from pathlib import Path
+from typing import Any
 
+from dataset_prep.folder_writer import place_of
 from dataset_prep.interactions import Columns
 from dataset_prep.price import PriceSettings, add_price_arguments, price_settings
-from dataset_prep.session_folder import place_of
-from dataset_prep.sessions import CHOICES, ONLY_WITH, SessionSettings, prepare_sessions
+from dataset_prep.sessions import CHOICES, MEANT_WHEN, Meant, SessionSettings, prepare_sessions
 from recbole_mm.errors import SettingError
 
 EXAMPLES = """examples:
@@ -32,16 +34,6 @@ def add_command(commands: argparse._SubParsersAction) -> None:
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    default = SessionSettings(sessions="gap")
-
-    def choice(name: str, help: str) -> None:
-        value = getattr(default, name)
-        parser.add_argument(f"--{_option(name)}", choices=CHOICES[name], default=value, help=f"{help} ({value})")
-
-    def number(name: str, metavar: str, help: str) -> None:
-        value = getattr(default, name)
-        parser.add_argument(f"--{_option(name)}", type=type(value), metavar=metavar, help=f"{help} ({value:g})")
-
     parser.add_argument("--interactions", type=Path, required=True, metavar="FILE", help="who had which item when")
     parser.add_argument("--items", type=Path, metavar="FILE", help="table of items; without it, no .item and no prices")
     parser.add_argument("--name", required=True, help="of the folder that is made")
@@ -53,31 +45,74 @@ def add_command(commands: argparse._SubParsersAction) -> None:
     )  # fmt: skip
     for role, name in asdict(Columns()).items():
         parser.add_argument(f"--{role}", metavar="COLUMN", help=f"name of the column ({name})")
-    choice("time_unit", "of the times since 1970")
-    number("gap", "SECONDS", "longest time between two interactions of a session")
-    choice("session_order", "of items in a session: by time and line, or shuffled")
-    number("seed", "N", "of the shuffling")
-    choice("duplicates", "rows equal in user, item and time (and basket)")
-    choice("repeats", "an item directly after itself in a session")
-    number("min_item_count", "N", "interactions of an item, at least")
-    number("min_length", "N", "items of a session, at least")
-    number("longest", "N", "newest items of a session that are kept")
-    choice("split", "the sessions that end last, or the last items of each session, are the test")
-    number("valid_share", "SHARE", "of the sessions, for validation")
-    number("test_share", "SHARE", "of the sessions, for the test")
-    choice("unseen", "validation and test items that training has not")
-    choice("prefixes", "parts that get a row for each item after a session's first, not for the last only")
-    choice("bad_rows", "rows without a usable id or time, second rows of an item")
+    add_setting_options(parser, SessionSettings(sessions="gap"), CHOICES, OPTIONS)
     add_price_arguments(parser)
     parser.set_defaults(run=_run)
 
 
-def _option(name: str) -> str:
-    return name.replace("_", "-")
+OPTIONS = {  # of SessionSettings: what a number is called, and what the option is for
+    "time_unit": ("", "of the times since 1970"),
+    "gap": ("SECONDS", "longest time between two interactions of a session"),
+    "session_order": ("", "of items in a session: by time and line, or shuffled"),
+    "seed": ("N", "of the shuffling, and of the draw of cold items"),
+    "duplicates": ("", "rows equal in user, item and time (and basket)"),
+    "repeats": ("", "an item directly after itself in a session"),
+    "min_item_count": ("N", "interactions of an item, at least"),
+    "min_length": ("N", "items of a session, at least"),
+    "longest": ("N", "newest items of a session that are kept"),
+    "split": ("", "the sessions that end last, or the last items of each session, are the test"),
+    "valid_share": ("SHARE", "of the sessions, for validation"),
+    "test_share": ("SHARE", "of the sessions, for the test"),
+    "valid_from": ("TIME", "validation begins here, instead of shares: unix seconds, or a date such as 2016-07-01"),
+    "test_from": ("TIME", "the test begins here"),
+    "cuts_from": ("FOLDER", "take both moments from this prepared folder"),
+    "cold_items": ("", "validation and test items that training has not"),
+    "cold_share": ("SHARE", "of the items, taken out of training, so that they are cold"),
+    "prefixes": ("", "parts that get a row for each item after a session's first, not for the last only"),
+    "bad_rows": ("", "rows without a usable id or time, second rows of an item"),
+}
 
 
-def _names(settings: type) -> list[str]:
-    return [column.name for column in fields(settings)]
+def add_setting_options(
+    parser: argparse._ActionsContainer,
+    default: Any,
+    choices: Mapping[str, Sequence[str]],
+    options: Mapping[str, tuple[str, str]],
+) -> None:
+    """An option for each setting of a dataclass that is in ``options``; those that are not given are None.
+
+    Args:
+        default: settings with their default values, for the help.
+        choices: values that a setting can have.
+        options: metavar and help by name; settings without a default are texts, or folders if that is the metavar.
+    """
+    for name, (metavar, text) in options.items():
+        value = getattr(default, name)
+        kind = type(value) if value is not None else Path if metavar == "FOLDER" else str
+        shown = "" if value is None else f" ({value:g})" if isinstance(value, (int, float)) else f" ({value})"
+        named = {"choices": choices[name]} if name in choices else {"type": kind, "metavar": metavar}
+        parser.add_argument(option_of(name), help=text + shown, **named)
+
+
+def option_of(name: str) -> str:
+    return "--" + name.replace("_", "-")
+
+
+def given_settings(options: argparse.Namespace, kind: type) -> dict[str, Any]:
+    """What was given of the settings of a dataclass."""
+    found = {field.name: getattr(options, field.name, None) for field in fields(kind)}
+    return {name: value for name, value in found.items() if value is not None}
+
+
+def refuse_what_means_nothing(settings: Any, given: Mapping[str, Any], meant_when: Meant) -> None:
+    """Refuse options that were given and that the others make meaningless.
+
+    Raises:
+        SettingError: naming what they belong to.
+    """
+    for name in given:
+        if name in meant_when and not meant_when[name][1](settings):
+            raise SettingError(f"{option_of(name)} belongs to {meant_when[name][0]}; leave it out")
 
 
 def _run(options: argparse.Namespace) -> None:
@@ -85,16 +120,17 @@ def _run(options: argparse.Namespace) -> None:
     prices = price_settings(options)
     if options.items is None and prices != PriceSettings():
         raise SettingError("options of price levels need a table of items: --items FILE")
-    given = {name: value for name, value in vars(options).items() if value is not None}
-    for name, (owner, value) in {**ONLY_WITH, "basket": ("sessions", "basket")}.items():
-        if name in given and given[owner] != value:
-            raise SettingError(f"--{_option(name)} belongs to --{_option(owner)} {value}; leave it out")
+    if options.basket is not None and options.sessions != "basket":
+        raise SettingError("--basket belongs to --sessions basket; leave it out")
+    given = given_settings(options, SessionSettings)
+    settings = SessionSettings(**given)
+    refuse_what_means_nothing(settings, given, MEANT_WHEN)
     report = prepare_sessions(
         folder,
         interactions=options.interactions,
         items=options.items,
-        settings=SessionSettings(**{name: given[name] for name in _names(SessionSettings) if name in given}),
-        columns=Columns(**{name: given[name] for name in _names(Columns) if name in given}),
+        settings=settings,
+        columns=Columns(**given_settings(options, Columns)),
         prices=prices,
         overwrite=options.overwrite,
     )

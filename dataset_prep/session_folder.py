@@ -2,28 +2,64 @@
 
 <name>/<name>.{train,valid,test}.inter    session_id:token  item_id_list:token_seq  item_id:token
 <name>/<name>.item                        the items that occur, with their columns, price_level:token, category:token
+<name>/cold_items.txt                     items that no training row has, one a line; if there are any and they are kept
 <name>/manifest.json                      hashes, settings, counts; written last
 """
 
 from __future__ import annotations
 
-import os
 import re
-import shutil
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from operator import eq
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+import numpy as np
+
 from dataset_prep.features import read_items
+from dataset_prep.folder_writer import write_folder
+from dataset_prep.locking import locked
 from dataset_prep.price import PriceReport, PriceSettings, with_price_levels
-from recbole_mm.data.files import file_info, write_table
+from recbole_mm.data.files import file_info, write_atomically, write_table
 from recbole_mm.data.layout import PADDING_TOKEN, SPLITS, Manifest
 from recbole_mm.errors import DatasetError, SettingError
 
 if TYPE_CHECKING:
     from pandas import DataFrame
 
+COLD_FILE = "cold_items.txt"
 SEPARATOR = re.compile(r"\s")  # a space parts the items of a list, a tab or line break the fields of a file
+
+
+class Prefixes(Sequence[list[str]]):
+    """The items before each target, taken out of whole histories when they are asked for: 16 bytes each.
+
+    Args:
+        tokens: names of the items.
+        items: [n] int, positions in ``tokens``: histories beside each other, oldest first.
+        starts, ends: [R] int, each prefix is ``items[start:end]``.
+    """
+
+    def __init__(self, tokens: Sequence[str], items: np.ndarray, starts: np.ndarray, ends: np.ndarray) -> None:
+        self._tokens, self._items, self._starts, self._ends = tokens, items, starts, ends
+
+    def __len__(self) -> int:
+        return len(self._starts)
+
+    def __getitem__(self, row: int) -> list[str]:
+        return [self._tokens[item] for item in self._items[self._starts[row] : self._ends[row]].tolist()]
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Sequence) and len(self) == len(other) and all(map(eq, self, other))
+
+    def different(self) -> set[str]:
+        """All items that occur in some prefix. O(n + R)."""
+        n_covering = np.zeros(len(self._items) + 1, dtype=np.int64)
+        np.add.at(n_covering, self._starts, 1)
+        np.add.at(n_covering, self._ends, -1)
+        covered = np.cumsum(n_covering[:-1]) > 0
+        return {self._tokens[item] for item in np.unique(self._items[covered]).tolist()}
 
 
 class Rows(NamedTuple):
@@ -35,9 +71,15 @@ class Rows(NamedTuple):
         targets: the item after each prefix.
     """
 
-    session_ids: list[str]
-    prefixes: list[list[str]]
-    targets: list[str]
+    session_ids: Sequence[str]
+    prefixes: Sequence[list[str]]
+    targets: Sequence[str]
+
+    def different(self) -> set[str]:
+        """All items that occur."""
+        if isinstance(self.prefixes, Prefixes):
+            return self.prefixes.different().union(self.targets)
+        return set(self.targets).union(*self.prefixes)
 
 
 def write_session_folder(
@@ -48,11 +90,11 @@ def write_session_folder(
     *,
     settings: dict[str, Any],
     raw_files: dict[str, str],
+    cold: Sequence[str] = (),
     overwrite: bool = False,
+    finish: Callable[[Path], Any] | None = None,
 ) -> None:
     """Write a prepared folder of sessions, complete or not at all; same arguments, same bytes.
-
-    Everything is made in a folder beside it, which is renamed at the end.
 
     Args:
         folder: to make; its files carry its name.
@@ -60,78 +102,42 @@ def write_session_folder(
         items: a row per item with the column item_id, each item once; other items than those in ``parts`` are left
             out, the order is kept. Missing values are None, NaN or "". None writes no ``.item``.
         item_types: columns to write and their types, such as ``{"item_id": "token", "title": "token_seq"}``.
-        settings: goes into the manifest, how the parts were made.
-        raw_files: sha256 of the sources, by file name; goes into the manifest.
-        overwrite: replace a folder that was prepared here before, with all its features.
+        settings, raw_files, overwrite, finish: of `write_folder`.
+        cold: items that no training row has, to be listed in ``cold_items.txt``.
 
     Raises:
         DatasetError: the folder is there, or holds files that no manifest names; a part without rows, an empty
             prefix, an id that is empty, holds a space or is RecBole's padding; an item with two rows.
         ValueError: other parts than the three, lists of different lengths, a column of ``item_types`` is missing.
     """
-    folder = Path(os.path.abspath(folder))
-    refuse_existing(folder, overwrite=overwrite)
-    occurring = _check_parts(parts)
+    occurring = check_parts(parts)
     if items is not None:
         items = _occurring_items(items, item_types, occurring)
 
-    workshop = folder.parent / f".partial-{folder.name}-{os.getpid()}"
-    partial = workshop / folder.name
-    try:
-        partial.mkdir(parents=True)
-        for part in SPLITS:
-            rows = parts[part]
-            columns = {
-                "session_id:token": rows.session_ids,
-                "item_id_list:token_seq": [" ".join(prefix) for prefix in rows.prefixes],
-                "item_id:token": rows.targets,
-            }
-            write_table(partial / f"{folder.name}.{part}.inter", columns)
+    def fill(partial: Path) -> None:
+        write_parts(partial, parts, cold)
         if items is not None:
             columns = {f"{name}:{kind}": list(items[name]) for name, kind in item_types.items()}
-            write_table(partial / f"{folder.name}.item", columns)
-        files = {path.name: file_info(path) for path in sorted(partial.iterdir())}
-        Manifest(name=folder.name, files=files, settings=settings, raw_files=raw_files).save(partial)
-        put_in_place(partial, folder, old=workshop / "replaced")
-    finally:
-        shutil.rmtree(workshop, ignore_errors=True)
+            write_table(partial / f"{partial.name}.item", columns)
+
+    write_folder(folder, fill, settings=settings, raw_files=raw_files, overwrite=overwrite, finish=finish)
 
 
-def place_of(out: Path, name: str) -> Path:
-    """The folder of this name in another one.
-
-    Raises:
-        SettingError: no name, or one that leads elsewhere.
-    """
-    if not name or name != Path(name).name or name.startswith("."):
-        raise SettingError(f"--name is {name!r}, expected the name of a folder without a path; see --out")
-    return Path(out) / name
-
-
-def refuse_existing(folder: Path, *, overwrite: bool) -> None:
-    """Refuse a place that is taken; with ``overwrite``, refuse only what was not prepared here.
-
-    Raises:
-        DatasetError: naming what is in the way.
-    """
-    folder = Path(folder)
-    if not folder.exists() and not folder.is_symlink():
-        return
-    elsewhere = "choose another place with --out or another --name"
-    if folder.is_symlink() or not folder.is_dir():
-        raise DatasetError(f"{folder} is there already and is no folder; {elsewhere}")
-    if not overwrite:
-        raise DatasetError(f"{folder} is there already; replace it with --overwrite, or {elsewhere}")
-    known = {*Manifest.load(folder).files, "manifest.json"}
-    found = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if not path.is_dir())
-    if foreign := [file for file in found if file not in known]:
-        raise DatasetError(
-            f"{folder} cannot be replaced: its manifest does not name {', '.join(foreign[:3])} "
-            f"({len(foreign)} such files); move them away, or {elsewhere}"
-        )
+def write_parts(folder: Path, parts: dict[str, Rows], cold: Sequence[str] = ()) -> None:
+    """Write the rows of a split folder, and its list of cold items if there are any."""
+    for part in SPLITS:
+        rows = parts[part]
+        columns = {
+            "session_id:token": rows.session_ids,
+            "item_id_list:token_seq": map(" ".join, rows.prefixes),
+            "item_id:token": rows.targets,
+        }
+        write_table(folder / f"{folder.name}.{part}.inter", columns)
+    if cold:
+        write_atomically(folder / COLD_FILE, lambda out: out.write("".join(f"{token}\n" for token in cold).encode()))
 
 
-def _check_parts(parts: dict[str, Rows]) -> set[str]:
+def check_parts(parts: dict[str, Rows]) -> set[str]:
     """Refuse rows that could not be read again; returns all item tokens."""
     if set(parts) != set(SPLITS):
         raise ValueError(f"parts are {sorted(parts)}, expected {list(SPLITS)}")
@@ -147,7 +153,7 @@ def _check_parts(parts: dict[str, Rows]) -> set[str]:
                 raise DatasetError(
                     f"{part}, row {row}: the prefix is empty; it needs at least one item before the next"
                 )
-        here = set(rows.targets).union(*rows.prefixes)
+        here = rows.different()
         for token in sorted(here | set(rows.session_ids), key=str):
             if reason := bad_id(token):
                 raise DatasetError(f"{part}: the id {token!r} {reason}; rename it")
@@ -176,18 +182,6 @@ def _occurring_items(items: DataFrame, item_types: dict[str, str], occurring: se
     return items
 
 
-def put_in_place(partial: Path, folder: Path, *, old: Path) -> None:
-    """Rename a finished folder; the one that was there goes to ``old``, and comes back if that fails."""
-    if folder.exists():
-        folder.rename(old)
-    try:
-        partial.rename(folder)
-    except BaseException:
-        if old.exists():
-            old.rename(folder)
-        raise
-
-
 # ---------------------------------------------------------------- price levels
 
 
@@ -207,6 +201,12 @@ def add_price_levels(folder: Path, settings: PriceSettings | None = None) -> Pri
     folder, settings = Path(folder), settings or PriceSettings()
     if settings.n_levels == 0:
         raise SettingError("0 price levels, expected at least 1")
+    Manifest.load(folder)  # refuses what is no folder
+    with locked(folder):
+        return _add_price_levels(folder, settings)
+
+
+def _add_price_levels(folder: Path, settings: PriceSettings) -> PriceReport:
     items, manifest = read_items(folder), Manifest.load(folder)
     types = items.attrs["types"]
     ours = manifest.settings.get("prices", {}).get("columns", [])

@@ -8,18 +8,29 @@ Every interaction that is read is in a session of one part, or counted under the
 
 from __future__ import annotations
 
-import unicodedata
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, fields, replace
-from itertools import chain
+from itertools import chain, repeat
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from dataset_prep.cleaning import Ledger, n_different, n_twins
+from dataset_prep.folder_writer import refuse_existing
 from dataset_prep.interactions import SECONDS, Columns, read_interactions, read_items_file
+from dataset_prep.locking import locked
 from dataset_prep.price import PriceReport, PriceSettings, with_price_levels
-from dataset_prep.session_folder import Rows, refuse_existing, write_session_folder
+from dataset_prep.protocols import (
+    COLD_ITEMS,
+    Cuts,
+    boundary,
+    check_cold_settings,
+    cuts_of_folder,
+    drawn_items,
+    given_cuts,
+)
+from dataset_prep.session_folder import Prefixes, Rows, write_session_folder
 from recbole_mm.data.files import sha256_of
 from recbole_mm.data.layout import SPLITS
 from recbole_mm.errors import DatasetError, SettingError
@@ -35,16 +46,10 @@ CHOICES = {
     "duplicates": ("keep", "first"),
     "repeats": ("keep", "drop"),
     "split": ("time", "leave-one-out"),
-    "unseen": ("drop", "keep"),
+    "cold_items": COLD_ITEMS,
     "prefixes": ("train", "all", "none"),
     "bad_rows": ("refuse", "drop"),
     "time_unit": tuple(SECONDS),
-}
-ONLY_WITH = {  # settings that mean something under one value of another
-    "gap": ("sessions", "gap"),
-    "seed": ("session_order", "random"),
-    "valid_share": ("split", "time"),
-    "test_share": ("split", "time"),
 }
 
 
@@ -57,7 +62,7 @@ class SessionSettings:
             where more than ``gap`` seconds pass; "day": a user's on one UTC day; "user": all of a user's.
         gap: seconds, > 0.
         session_order: "given" by time, then by line of the file; "random" shuffles each session after the cut.
-        seed: of the shuffling, at least 0.
+        seed: of the shuffling and of the draw of cold items, at least 0.
         duplicates: of rows equal in user, item and time (and basket, for "basket"), keep all or the "first".
         repeats: "drop" an item that comes directly after itself in a session.
         min_item_count, min_length: interactions of an item, and items of a session, at least; checked by turns until
@@ -66,8 +71,12 @@ class SessionSettings:
         split: "time": sessions that end last are the test. "leave-one-out": of each session of at least 4 items, the
             last is the test, the last but one validation, the rest training; shorter ones are training only.
         valid_share, test_share: of the sessions, for "time".
-        unseen: what happens to items of validation and test that training has not: "drop" removes them, and then
-            sessions of fewer than 2 items; "keep" leaves them as candidates that were never trained.
+        valid_from, test_from: instead of shares: sessions whose last time is at or after these are validation and
+            test. Unix seconds or dates such as 2016-07-01, both or none.
+        cuts_from: instead of these: a prepared folder with cut points in its manifest.
+        cold_items: what happens to items of validation and test that training has not: "drop" removes them, and then
+            sessions of fewer than 2 items; "keep" leaves them as candidates that were never trained, and lists them.
+        cold_share: of the items that training and another part have, taken out of training; for "time" and "keep".
         prefixes: a row for each item after the first, for "train", for "all" parts or for "none"; otherwise one row
             per session, whose target is the last item. With "leave-one-out", validation and test have one row each.
         bad_rows: "refuse" or "drop" rows whose ids are empty, hold spaces or are RecBole's padding, or whose time is
@@ -87,7 +96,11 @@ class SessionSettings:
     split: str = "time"
     valid_share: float = 0.1
     test_share: float = 0.1
-    unseen: str = "drop"
+    valid_from: str | float | None = None
+    test_from: str | float | None = None
+    cuts_from: Path | None = None
+    cold_items: str = "drop"
+    cold_share: float = 0.0
     prefixes: str = "train"
     bad_rows: str = "refuse"
     time_unit: str = "s"
@@ -103,19 +116,69 @@ class SessionSettings:
             raise SettingError(f"longest is {self.longest}, and leave-one-out needs sessions of 4 items")
         if not self.gap > 0:
             raise SettingError(f"gap is {self.gap}, expected more than 0 seconds")
-        if not (self.valid_share > 0 and self.test_share > 0 and self.valid_share + self.test_share < 1):
-            raise SettingError(
-                f"valid_share and test_share are {self.valid_share} and {self.test_share}, "
-                "expected each more than 0 and both together less than 1"
-            )
+        check_shares(self.valid_share, self.test_share)
+        check_cuts(self.valid_from, self.test_from, self.cuts_from)
+        check_cold_settings(self.cold_items, self.cold_share)
+        if self.split != "time" and (self.cold_share or self.has_cuts):
+            raise SettingError(f"cut points and cold_share belong to split time, and split is {self.split!r}")
+
+    @property
+    def has_cuts(self) -> bool:
+        """Whether cut points are given, rather than shares."""
+        return self.valid_from is not None or self.cuts_from is not None
+
+    def cuts(self) -> Cuts | None:
+        """The cut points that are given, or None.
+
+        Raises:
+            DatasetError: ``cuts_from`` has none.
+        """
+        if self.cuts_from is not None:
+            return cuts_of_folder(self.cuts_from)
+        return given_cuts(self.valid_from, self.test_from) if self.has_cuts else None
 
     def that_apply(self) -> dict[str, Any]:
         """Without those that mean nothing here, such as the gap of sessions by day; for the manifest."""
-        return {
-            name: value
-            for name, value in asdict(self).items()
-            if name not in ONLY_WITH or getattr(self, ONLY_WITH[name][0]) == ONLY_WITH[name][1]
-        }
+        return settings_that_apply(self, MEANT_WHEN)
+
+
+def check_shares(valid_share: float, test_share: float) -> None:
+    if not (valid_share > 0 and test_share > 0 and valid_share + test_share < 1):
+        raise SettingError(
+            f"valid_share and test_share are {valid_share} and {test_share}, "
+            "expected each more than 0 and both together less than 1"
+        )
+
+
+def check_cuts(valid_from: str | float | None, test_from: str | float | None, cuts_from: Path | None) -> None:
+    if (valid_from is None) != (test_from is None):
+        raise SettingError(f"valid_from is {valid_from} and test_from {test_from}; expected both or none")
+    if valid_from is not None:
+        given_cuts(valid_from, test_from)
+        if cuts_from is not None:
+            raise SettingError("cuts_from gives cut points, and so do valid_from and test_from; leave one out")
+
+
+Meant = dict[str, tuple[str, Callable[[Any], bool]]]  # when a setting means something: in words, and as a condition
+MEANT_WHEN: Meant = {
+    "gap": ("--sessions gap", lambda s: s.sessions == "gap"),
+    "seed": ("--session-order random or --cold-share", lambda s: s.session_order == "random" or s.cold_share > 0),
+    "valid_share": ("--split time without cut points", lambda s: s.split == "time" and not s.has_cuts),
+    "test_share": ("--split time without cut points", lambda s: s.split == "time" and not s.has_cuts),
+    "valid_from": ("--split time", lambda s: s.valid_from is not None),
+    "test_from": ("--split time", lambda s: s.test_from is not None),
+    "cuts_from": ("--split time", lambda s: s.cuts_from is not None),
+    "cold_share": ("--split time", lambda s: s.split == "time"),
+}
+
+
+def settings_that_apply(settings: Any, meant_when: Meant) -> dict[str, Any]:
+    """The fields of a dataclass of settings that mean something; folders by their name only."""
+    return {
+        name: value.name if isinstance(value, Path) else value
+        for name, value in asdict(settings).items()
+        if name not in meant_when or meant_when[name][1](settings)
+    }
 
 
 @dataclass(frozen=True)
@@ -130,6 +193,10 @@ class SessionReport:
         n_duplicates: rows equal to an earlier one, whether they were kept or not.
         equal_times: share of neighbours in a session that have the same time, whose order is that of the file.
         cold: interactions of validation and test with items that training has not.
+        cold_items: these items, in the order of their first appearance.
+        n_drawn: of them, taken out of training on purpose.
+        cuts: the moments that part the sessions, by their last time; None for leave-one-out, or if a moment is on
+            both sides.
         remarks: further things to know.
     """
 
@@ -140,6 +207,9 @@ class SessionReport:
     n_duplicates: int
     equal_times: float
     cold: dict[str, int]
+    cold_items: tuple[str, ...] = ()
+    n_drawn: int = 0
+    cuts: Cuts | None = None
     remarks: tuple[str, ...] = ()
     prices: PriceReport | None = None
     n_items_without_row: int | None = None
@@ -147,7 +217,8 @@ class SessionReport:
     def as_settings(self) -> dict[str, Any]:
         """For the manifest."""
         names = ("n_read", "dropped", "parts", "n_items", "n_duplicates", "equal_times", "cold", "n_items_without_row")
-        return {name: getattr(self, name) for name in names}
+        cold = {"n_cold_items": len(self.cold_items), "n_drawn_cold_items": self.n_drawn}
+        return {**{name: getattr(self, name) for name in names}, **(cold if self.cold_items else {})}
 
     def __str__(self) -> str:
         kept = sum(part["interactions"] for part in self.parts.values())
@@ -159,6 +230,11 @@ class SessionReport:
                 f"{name}: {part['sessions']} sessions, {part['interactions']} interactions, {part['rows']} rows, "
                 f"{part['items']} items{cold}"
             )
+        if self.cold_items:
+            drawn = f", {self.n_drawn} of them taken out of it" if self.n_drawn else ""
+            lines.append(f"cold items: {len(self.cold_items)} that training has not{drawn}")
+        if self.cuts:
+            lines.append(f"cut points: {self.cuts}")
         lines += [f"remark: {remark}" for remark in self.remarks]
         if self.n_items_without_row:
             lines.append(
@@ -182,39 +258,18 @@ class _Events:
     def __len__(self) -> int:
         return len(self.session)
 
-    def __getitem__(self, rows: np.ndarray) -> _Events:
-        return _Events(*(getattr(self, column.name)[rows] for column in fields(self)))
-
-
-class _Ledger:
-    """Removes interactions and keeps count."""
-
-    def __init__(self, n_read: int, dropped: dict[str, int] | None = None) -> None:
-        self.n_read = n_read
-        self.dropped = dict(dropped or {})
-
-    def keep(self, events: _Events, wanted: np.ndarray, reason: str, option: str) -> _Events:
-        gone = int(len(wanted) - wanted.sum())
-        if not gone:
-            return events
-        if gone == len(wanted):
-            before = "".join(f"\n  before: {n} dropped: {why}" for why, n in self.dropped.items())
-            raise DatasetError(
-                f"{option} removes all {gone} interactions that were left of {self.n_read}: {reason}; "
-                f"choose a lower bound or other data{before}"
-            )
-        self.dropped[reason] = self.dropped.get(reason, 0) + gone
-        return events[wanted]
+    def rows(self, wanted: np.ndarray) -> _Events:
+        return _Events(*(getattr(self, column.name)[wanted] for column in fields(self)))
 
 
 def make_sessions(
-    interactions: DataFrame, settings: SessionSettings, *, dropped: dict[str, int] | None = None
+    interactions: DataFrame, settings: SessionSettings, *, ledger: Ledger | None = None
 ) -> tuple[dict[str, Rows], SessionReport]:
     """Sessions of all three parts. O(n log n) for n interactions, and a few passes for the filters.
 
     Args:
         interactions: columns item, time [seconds], and user or basket or both, in the order of the file; valid ids.
-        dropped: rows of the file that are not among them, by reason.
+        ledger: what was read and dropped before.
 
     Returns:
         Rows of "train", "valid" and "test", the sessions of each in the order of their last time, and a report.
@@ -222,7 +277,7 @@ def make_sessions(
     Raises:
         DatasetError: a filter or the split leaves nothing.
     """
-    ledger = _Ledger(len(interactions) + sum((dropped or {}).values()), dropped)
+    ledger = ledger or Ledger(len(interactions))
     events, tokens, n_duplicates = _group(interactions, settings, ledger)
     events = _filter(events, settings, ledger)
     events = ledger.keep(
@@ -234,17 +289,18 @@ def make_sessions(
     equal_times = float((np.diff(events.time)[same] == 0).mean())
     if settings.session_order == "random":
         key = np.random.default_rng(settings.seed).random(len(events))
-        events = events[np.lexsort((key, events.session))]
+        events = events.rows(np.lexsort((key, events.session)))
 
-    part, remarks = _split(events, settings)
-    events, part, cold = _treat_unseen(events, part, settings, ledger)
+    part, cuts, remarks = _split(events, settings)
+    events, part, n_drawn = _take_out(events, part, tokens, settings, ledger)
+    events, part, cold, cold_items = _treat_cold(events, part, settings, ledger)
     parts = _rows(events, part, tokens, settings)
     counts = {
         name: {
             "sessions": len(set(parts[name].session_ids)),
             "interactions": int((part == number).sum()),
             "rows": len(parts[name].targets),
-            "items": len(set(events.item[part == number].tolist())),
+            "items": n_different(events.item[part == number]),
         }
         for number, name in enumerate(SPLITS)
     }
@@ -253,16 +309,19 @@ def make_sessions(
         n_read=ledger.n_read,
         dropped=ledger.dropped,
         parts=counts,
-        n_items=len(set(events.item.tolist())),
+        n_items=n_different(events.item),
         n_duplicates=n_duplicates,
         equal_times=round(equal_times, 6),
         cold=cold,
+        cold_items=tuple(tokens[item] for item in cold_items),
+        n_drawn=n_drawn,
+        cuts=cuts,
         remarks=tuple(remarks),
     )
     return parts, report
 
 
-def _group(interactions: DataFrame, settings: SessionSettings, ledger: _Ledger) -> tuple[_Events, list[str], int]:
+def _group(interactions: DataFrame, settings: SessionSettings, ledger: Ledger) -> tuple[_Events, list[str], int]:
     """Interactions by session, in the order of time and then of lines; the item tokens; the number of duplicates."""
     import pandas as pd
 
@@ -278,7 +337,7 @@ def _group(interactions: DataFrame, settings: SessionSettings, ledger: _Ledger) 
     wanted = ~twice if settings.duplicates == "first" else np.ones(len(item), dtype=bool)
     rows = np.flatnonzero(wanted)
     if len(rows) < len(item):
-        ledger.dropped["equal to an earlier row"] = len(item) - len(rows)
+        ledger.add("duplicates", "equal to an earlier row", len(item) - len(rows))
     rows = rows[np.lexsort((time[rows], *(codes[name][rows] for name in reversed(keys))))]  # stable
     new = np.zeros(len(rows), dtype=bool)
     new[0] = True
@@ -295,7 +354,7 @@ def _by_basket(settings: SessionSettings) -> bool:
     return settings.sessions == "basket"
 
 
-def _filter(events: _Events, settings: SessionSettings, ledger: _Ledger) -> _Events:
+def _filter(events: _Events, settings: SessionSettings, ledger: Ledger) -> _Events:
     n_items, n_length = settings.min_item_count, settings.min_length
     n_before = None
     while n_before != len(events):
@@ -339,59 +398,78 @@ def _by_last_time(events: _Events) -> _Events:
     rank[np.lexsort((first_line, last))] = np.arange(len(starts))
     session = np.repeat(rank, counts)
     order = np.argsort(session, kind="stable")
-    return _Events(session, events.item, events.time, events.line)[order]
+    return _Events(session, events.item, events.time, events.line).rows(order)
 
 
 # ---------------------------------------------------------------- split
 
 
-def _split(events: _Events, settings: SessionSettings) -> tuple[np.ndarray, list[str]]:
-    """0, 1 or 2 for each interaction: training, validation, test."""
+def _split(events: _Events, settings: SessionSettings) -> tuple[np.ndarray, Cuts | None, list[str]]:
+    """0, 1 or 2 for each interaction: training, validation, test; the moments between them; remarks."""
     starts, counts = _bounds(events.session)
     n = len(starts)
     if settings.split == "leave-one-out":
         long_enough = np.repeat(counts >= 4, counts)
         if not long_enough.any():
             raise DatasetError(f"none of {n} sessions has 4 items, which leave-one-out needs; try --split time")
-        return np.where(long_enough, np.maximum(2 - _from_end(events), 0), 0), []
+        return np.where(long_enough, np.maximum(2 - _from_end(events), 0), 0), None, []
     if n < 3:
         raise DatasetError(f"{n} sessions are left, and three parts need one each; loosen the filters")
     last = np.maximum.reduceat(events.time, starts)
+    if (cuts := settings.cuts()) is not None:
+        part = cuts.parts(last)
+        if empty := [name for number, name in enumerate(SPLITS) if number not in part]:
+            raise DatasetError(
+                f"none of {n} sessions is left for {', '.join(empty)}: they end between {last.min():.15g} and "
+                f"{last.max():.15g} unix seconds, and the cut points are: {cuts}"
+            )
+        return np.repeat(part, counts), cuts, []
     remarks = []
     changes = np.flatnonzero(np.diff(last)) + 1
     n_test, n_valid = (int(n * share + 0.5) for share in (settings.test_share, settings.valid_share))
-    test, tied_test = _boundary(changes, wanted=n - n_test, low=2, high=n - 1)
-    valid, tied_valid = _boundary(changes, wanted=n - n_test - n_valid, low=1, high=test - 1)
+    test, tied_test = boundary(changes, wanted=n - n_test, low=2, high=n - 1)
+    valid, tied_valid = boundary(changes, wanted=n - n_test - n_valid, low=1, high=test - 1)
     if tied_test or tied_valid:
         remarks.append("sessions that end at the same time are in different parts, or a part would be empty")
+    cuts = None if tied_test or tied_valid else Cuts(float(last[valid]), float(last[test]))
     part = (np.arange(n) >= valid).astype(np.int64) + (np.arange(n) >= test)
-    return np.repeat(part, counts), remarks
+    return np.repeat(part, counts), cuts, remarks
 
 
-def _boundary(changes: np.ndarray, *, wanted: int, low: int, high: int) -> tuple[int, bool]:
-    """The number of sessions before a part: where the time changes, nearest to the one wanted, the later of two.
+def _take_out(
+    events: _Events, part: np.ndarray, tokens: list[str], settings: SessionSettings, ledger: Ledger
+) -> tuple[_Events, np.ndarray, int]:
+    """Without the training interactions of some items, and how many items these are."""
+    if not settings.cold_share:
+        return events, part, 0
+    drawn = drawn_items(events.item, part, tokens, share=settings.cold_share, seed=settings.seed)
+    filters = [("taken out of training by --cold-share", lambda: (part > 0) | ~drawn[events.item])]
+    if settings.repeats == "drop" and settings.session_order == "given":
+        filters.append(("directly after the same item", lambda: ~_repeated(events)))
+    filters.append(("training session of one item after that", lambda: np.bincount(events.session)[events.session] > 1))
+    for reason, wanted in filters:
+        kept = wanted()
+        events, part = ledger.keep(events, kept, reason, "--cold-share"), part[kept]
+    if part.all():
+        raise DatasetError(f"--cold-share {settings.cold_share} leaves no session for train; choose a lower share")
+    return events, part, int(drawn.sum())
 
-    True if there is no such place in low..high; the boundary then parts equal times.
-    """
-    possible = changes[(changes >= low) & (changes <= high)][::-1]
-    if not len(possible):
-        return min(max(wanted, low), high), True
-    return int(possible[np.argmin(np.abs(possible - wanted))]), False
 
+def _treat_cold(
+    events: _Events, part: np.ndarray, settings: SessionSettings, ledger: Ledger
+) -> tuple[_Events, np.ndarray, dict[str, int], list[int]]:
+    """Drop or keep what training has not; of what is kept, interactions by part, and the items."""
 
-def _treat_unseen(
-    events: _Events, part: np.ndarray, settings: SessionSettings, ledger: _Ledger
-) -> tuple[_Events, np.ndarray, dict[str, int]]:
     def keep(wanted: np.ndarray, reason: str) -> None:
         nonlocal events, part
-        events, part = ledger.keep(events, wanted, reason, "--unseen drop"), part[wanted]
+        events, part = ledger.keep(events, wanted, reason, "--cold-items drop"), part[wanted]
 
     trained = np.zeros(events.item.max() + 1, dtype=bool)
     trained[events.item[part == 0]] = True
     seen = (part == 0) | trained[events.item]
     cold = {name: int((~seen & (part == number)).sum()) for number, name in enumerate(SPLITS) if number}
-    if settings.unseen == "keep":
-        return events, part, cold
+    if settings.cold_items == "keep":
+        return events, part, cold, np.unique(events.item[~seen]).tolist()
 
     keep(seen, "validation or test item that training has not")
     if settings.repeats == "drop" and settings.session_order == "given":
@@ -400,10 +478,10 @@ def _treat_unseen(
     for number, name in enumerate(SPLITS):
         if not (part == number).any():
             raise DatasetError(
-                f"--unseen drop leaves no session for {name}: too few of its items occur in training; "
-                "use --unseen keep, a larger share, or a lower --min-item-count"
+                f"--cold-items drop leaves no session for {name}: too few of its items occur in training; "
+                "use --cold-items keep, a larger share, or ask for fewer interactions of an item"
             )
-    return events, part, {name: 0 for name in cold}
+    return events, part, {name: 0 for name in cold}, []
 
 
 # ---------------------------------------------------------------- rows
@@ -417,13 +495,18 @@ def prefix_rows(session_ids: Sequence[str], sequences: Sequence[Sequence[str]], 
         sequences: items of each session, at least 2.
         every: a row for each item after the first; else one per session, whose target is the last item.
     """
-    rows = Rows([], [], [])
-    for session_id, sequence in zip(session_ids, sequences, strict=True):
-        for end in range(1 if every else len(sequence) - 1, len(sequence)):
-            rows.session_ids.append(session_id)
-            rows.prefixes.append(list(sequence[:end]))
-            rows.targets.append(sequence[end])
-    return rows
+    counts = np.array([len(sequence) for sequence in sequences], dtype=np.int64)
+    tokens = list(chain.from_iterable(sequences))
+    ends = np.cumsum(counts)
+    starts = ends - counts
+    first_target = starts + 1 if every else ends - 1
+    n_rows = ends - first_target
+    targets = np.arange(n_rows.sum()) + np.repeat(first_target - (np.cumsum(n_rows) - n_rows), n_rows)
+    return Rows(
+        list(chain.from_iterable(map(repeat, session_ids, n_rows.tolist()))),
+        Prefixes(tokens, np.arange(len(tokens)), np.repeat(starts, n_rows), targets),
+        [tokens[target] for target in targets.tolist()],
+    )
 
 
 def _rows(events: _Events, part: np.ndarray, tokens: list[str], settings: SessionSettings) -> dict[str, Rows]:
@@ -432,7 +515,7 @@ def _rows(events: _Events, part: np.ndarray, tokens: list[str], settings: Sessio
         mine, every = part == number, settings.prefixes == "all" or (settings.prefixes == "train" and number == 0)
         if settings.split == "leave-one-out" and number:  # the sessions that have a target here, up to it
             mine, every = (part <= number) & np.isin(events.session, events.session[mine]), False
-        here = events[mine]
+        here = events.rows(mine)
         starts, counts = _bounds(here.session)
         items = [tokens[item] for item in here.item.tolist()]
         sequences = [
@@ -454,7 +537,7 @@ def _remarks(settings: SessionSettings, tokens: list[str], equal_times: float, n
         remarks.append(
             f"prefixes have up to {settings.longest - 1} items: run with --MAX_ITEM_LIST_LENGTH={settings.longest - 1}"
         )
-    twins = len(tokens) - len({unicodedata.normalize("NFC", token).casefold() for token in tokens})
+    twins = n_twins(tokens)
     if twins:
         remarks.append(f"{twins} item ids differ from another only in case or composed letters; they are kept apart")
     return remarks
@@ -485,33 +568,43 @@ def prepare_sessions(
         DatasetError: a file or a row that cannot be used, nothing is left, or the folder is there already.
     """
     columns, prices = columns or Columns(), prices or PriceSettings()
-    refuse_existing(folder, overwrite=overwrite)
-    frame, dropped = read_interactions(
-        interactions, columns, by_basket=_by_basket(settings), time_unit=settings.time_unit, bad_rows=settings.bad_rows
-    )
-    parts, report = make_sessions(frame, settings, dropped=dropped)
-    made = {"made_by": "sessions", **settings.that_apply(), "column_names": asdict(columns)}
-    table, types, raw_files = None, {}, {Path(interactions).name: sha256_of(interactions)}
-    if items is not None:
-        table, types, remarks = read_items_file(
-            items, columns.item, category=prices.category_column, bad_rows=settings.bad_rows
+    with locked(folder):
+        refuse_existing(folder, overwrite=overwrite)
+        frame, dropped = read_interactions(
+            interactions,
+            columns,
+            by_basket=_by_basket(settings),
+            time_unit=settings.time_unit,
+            bad_rows=settings.bad_rows,
         )
-        occurring = {token for rows in parts.values() for token in chain(rows.targets, *rows.prefixes)}
-        table = table[table["item_id"].isin(occurring)]
-        if not len(table):
-            raise DatasetError(
-                f"{items} has none of the {len(occurring)} items of the sessions; are these the same ids?"
+        ledger = Ledger(len(frame) + sum(dropped.values()), dropped)
+        parts, report = make_sessions(frame, settings, ledger=ledger)
+        made = {"made_by": "sessions", **settings.that_apply(), "column_names": asdict(columns)}
+        made |= {"cuts": report.cuts.as_settings()} if report.cuts else {}
+        table, types, raw_files = None, {}, {Path(interactions).name: sha256_of(interactions)}
+        if items is not None:
+            table, types, remarks = read_items_file(
+                items, columns.item, category=prices.category_column, bad_rows=settings.bad_rows
             )
-        table, types, price_report = with_price_levels(table, types, prices)
-        name = Path(items).name
-        raw_files[f"items/{name}" if name in raw_files else name] = sha256_of(items)
-        report = replace(
-            report,
-            remarks=(*report.remarks, *remarks),
-            prices=price_report,
-            n_items_without_row=len(occurring) - len(table),
-        )
-        made["prices"] = price_report.as_settings()
-    made["counts"] = report.as_settings()
-    write_session_folder(folder, parts, table, types, settings=made, raw_files=raw_files, overwrite=overwrite)
-    return report
+            occurring = set().union(*(rows.different() for rows in parts.values()))
+            table = table[table["item_id"].isin(occurring)]
+            if not len(table):
+                raise DatasetError(
+                    f"{items} has none of the {len(occurring)} items of the sessions; are these the same ids?"
+                )
+            table, types, price_report = with_price_levels(table, types, prices)
+            name = Path(items).name
+            raw_files[f"items/{name}" if name in raw_files else name] = sha256_of(items)
+            report = replace(
+                report,
+                remarks=(*report.remarks, *remarks),
+                prices=price_report,
+                n_items_without_row=len(occurring) - len(table),
+            )
+            made["prices"] = price_report.as_settings()
+        made["counts"] = report.as_settings()
+        write_session_folder(
+            folder, parts, table, types,
+            settings=made, raw_files=raw_files, cold=report.cold_items, overwrite=overwrite,
+        )  # fmt: skip
+        return report

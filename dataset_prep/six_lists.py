@@ -1,26 +1,24 @@
 """The pickles of six lists that MMSBR's authors released: read without running what is in them, and checked.
 
-A pickle is a program. This reader knows numbers, texts, lists and the like, and stops at the first attempt to import
-anything, before it is imported. `released.py` says what the six lists are.
+`released.py` says what the six lists are, `safe_pickle.py` how they are read.
 """
 
 from __future__ import annotations
 
-import io
-import pickle
-import pickletools
 import reprlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from recbole_mm.errors import DatasetError, UnsafeFileError
+from dataset_prep.safe_pickle import load_plain_pickle
+from recbole_mm.errors import DatasetError
 
 FIELDS = ("item prefixes", "price-level prefixes", "category prefixes", "price levels", "categories", "last items")
 LARGEST = 2**31 - 1  # of a price level or category
 _LISTS = (list, tuple)
 N_EXAMPLES = 5  # of each kind of problem
+HOLDS = "the released files hold lists of whole numbers and nothing else"
 
 
 @dataclass(frozen=True)
@@ -88,65 +86,6 @@ def _shown(value: Any) -> str:
         return f"a {type(value).__name__}"
 
 
-# ---------------------------------------------------------------- pickles
-
-
-class _WouldImport(Exception):
-    pass
-
-
-class PlainUnpickler(pickle.Unpickler):
-    """Reads numbers, texts, lists, tuples and the like; imports nothing, so that nothing can be called."""
-
-    def find_class(self, module: str, name: str) -> Any:
-        raise _WouldImport(f"{module}.{name}")
-
-    def persistent_load(self, pid: Any) -> Any:
-        raise _WouldImport("an object that is kept elsewhere")
-
-
-def load_plain_pickle(content: bytes, *, name: str) -> Any:
-    """What a pickle of plain lists holds.
-
-    Args:
-        name: of the file, for messages.
-
-    Raises:
-        UnsafeFileError: it asks to import something; nothing of it has been run.
-        ValueError: it is no pickle, cut short, or goes on after its end.
-    """
-    stream = io.BytesIO(content)
-    try:
-        for opcode, argument, _ in pickletools.genops(content):
-            if opcode.name in ("PUT", "BINPUT", "LONG_BINPUT") and argument > len(
-                content
-            ):  # 34 GB, asked for by 6 bytes
-                raise ValueError("it asks for more memory than it can fill")
-        loaded = PlainUnpickler(stream).load()
-    except _WouldImport as error:
-        wanted = _shorten(str(error))
-        message = (
-            f"{name} is a pickle that asks to import {wanted}, which could run any code; it was refused, and nothing "
-            "was run\n  the released files hold lists of whole numbers and nothing else"
-        )
-        if wanted.startswith("numpy"):
-            message += (
-                "\n  NumPy's numbers need NumPy's classes; if you made the file, write it again with int(number) for "
-                "each number and array.tolist() for each array"
-            )
-        raise UnsafeFileError(message) from error
-    except Exception as error:  # on broken pickles the reader raises whatever it likes, even MemoryError
-        raise ValueError(f"no whole pickle ({type(error).__name__}: {_shorten(str(error))})") from error
-    if left := len(content) - stream.tell():
-        raise ValueError(f"{left} bytes after the end of the pickle")
-    return loaded
-
-
-def _shorten(text: str) -> str:
-    text = text if text.isprintable() else repr(text)
-    return text if len(text) <= 100 else f"{text[:100]}…"
-
-
 # ---------------------------------------------------------------- six lists
 
 
@@ -163,7 +102,7 @@ def read_six_lists(path: Path, problems: Problems) -> SixLists | None:
         return None
     try:
         packed = path.read_bytes()
-        content = load_plain_pickle(packed, name=str(path))
+        content = load_plain_pickle(packed, name=str(path), holds=HOLDS)
     except ValueError as error:
         problems.add(file, "file", "", found=str(error), expected=unpacked)
         return None

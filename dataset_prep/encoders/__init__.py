@@ -1,51 +1,69 @@
 """Encoders: what makes vectors out of texts or pictures.
 
-A new encoder is a class with the members of ``Encoder`` in ``text.py`` or ``image.py``, and one line in ``_known``.
+A new encoder is a class with the members of ``Encoder`` in a file of its own, and one line in ``KNOWN``. Its file is
+imported when the encoder is asked for, and what it needs when it is made: a package that is absent stops its own
+encoders and no others.
 """
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Sequence
-from typing import Any, Protocol
+from collections.abc import Callable, Sequence
+from importlib import import_module
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
 from recbole_mm.errors import SettingError, nearest
 
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+KNOWN = {  # file and class of each encoder
+    "tfidf": "text:TfidfEncoder",
+    "sentence": "sentence:SentenceEncoder",
+    "bert": "bert:BertEncoder",
+    "clip_text": "clip:ClipTextEncoder",
+    "histogram": "image:HistogramEncoder",
+    "torchvision": "torchvision_networks:TorchvisionEncoder",
+    "clip": "clip:ClipEncoder",
+    "onnx": "onnx:OnnxEncoder",
+    "clip_words": "words:ClipWordsEncoder",
+    "class_names": "classes:ClassNamesEncoder",
+    "generated": "generated:GeneratedEncoder",
+}
 NEIGHBOURS = "neighbours"  # of pseudo.py, which reads features: an encoder by name only
 DEFAULT_ENCODERS = {"text": "tfidf", "image": "histogram"}
 
 
 class Encoder(Protocol):
-    """Makes one vector per text or picture.
+    """Makes vectors out of texts or pictures.
+
+    The arguments of its constructor are plain values of JSON, so that another process can make the same encoder.
 
     Attributes:
         name: what the user calls it.
-        source: "text" or "image": what ``encode`` takes, ``str`` or RGB ``PIL.Image.Image``.
+        source: "text" or "image".
         settings: enough to make the same vectors again; complete once ``fit`` and ``encode`` have run.
+        transform: of encoders of pictures: makes of an RGB ``PIL.Image.Image`` the array that ``encode`` takes. It can
+            be pickled and is light: workers that decode pictures run it.
     """
 
     name: str
     source: str
     settings: dict[str, Any]
+    transform: Callable[[Image], np.ndarray]
 
     def fit(self, everything: Sequence[Any]) -> None:
         """Learn from the whole catalogue, before ``encode``; encoders with weights of their own do nothing here."""
 
     def encode(self, batch: Sequence[Any]) -> list[np.ndarray]:
-        """[F] float32 per member of ``batch``, in its order. Neither order nor size of a batch changes a vector."""
+        """Float32, per member of ``batch`` [F], or [T, F] of an encoder that makes several rows of one input.
 
-
-def _known() -> dict[str, type]:
-    from dataset_prep.encoders.image import HistogramEncoder
-    from dataset_prep.encoders.text import SentenceEncoder, TfidfEncoder
-
-    return {"tfidf": TfidfEncoder, "sentence": SentenceEncoder, "histogram": HistogramEncoder}
-
-
-def _names() -> list[str]:
-    return sorted([*_known(), NEIGHBOURS])
+        Args:
+            batch: texts, or what ``transform`` made of pictures. Neither its order nor its size changes a vector beyond
+                the rounding of float32.
+        """
 
 
 def find_encoder(name: str) -> type:
@@ -54,12 +72,13 @@ def find_encoder(name: str) -> type:
     Raises:
         SettingError: no encoder of that name; lists those there are.
     """
-    known = _known()
     if name == NEIGHBOURS:
         raise SettingError(f"the encoder {name} reads features; it makes those called <result>_from_<source> alone")
-    if name not in known:
-        raise SettingError(f"no encoder {name!r}, only {_names()}{nearest(name, _names())}")
-    return known[name]
+    if name not in KNOWN:
+        names = sorted([*KNOWN, NEIGHBOURS])
+        raise SettingError(f"no encoder {name!r}, only {names}{nearest(name, names)}")
+    file, _, encoder = KNOWN[name].partition(":")
+    return getattr(import_module(f"{__name__}.{file}"), encoder)
 
 
 def build_encoder(name: str | None, *, feature: str, **options: Any) -> Encoder:
@@ -77,7 +96,7 @@ def build_encoder(name: str | None, *, feature: str, **options: Any) -> Encoder:
     if name is None:
         raise SettingError(
             f"feature {feature!r} has no default encoder (only {sorted(DEFAULT_ENCODERS)} have)"
-            f"; choose one with --encoder, of {_names()}"
+            f"; choose one with --encoder, of {sorted([*KNOWN, NEIGHBOURS])}"
         )
     encoder = find_encoder(name)
     options = {key: value for key, value in options.items() if value is not None}

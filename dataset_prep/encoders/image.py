@@ -1,10 +1,9 @@
-"""Pictures: reading them safely, and an encoder without weights."""
+"""A picture encoder without weights."""
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
-from pathlib import Path
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -12,56 +11,18 @@ import numpy as np
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-FORMATS = ("JPEG", "PNG", "WEBP", "GIF")
-MAX_PIXELS = 50_000_000
 
+@dataclass(frozen=True)
+class _Square:
+    """A picture as uint8 [size, size, 3]; by the mean over boxes where it is wider."""
 
-class PictureError(ValueError):
-    """A file that cannot be used as a picture; the message is the reason."""
+    size: int
 
+    def __call__(self, image: Image) -> np.ndarray:
+        from PIL import Image
 
-def read_picture(path: Path) -> Image:
-    """A picture as RGB: its first frame, turned as its EXIF says, over white where it is transparent.
-
-    Args:
-        path: JPEG, PNG, WebP or GIF, by content; the name does not matter.
-
-    Raises:
-        FileNotFoundError: no such file.
-        PictureError: empty, cut short, another format, or more than 50 million pixels.
-    """
-    from PIL import Image, ImageOps
-
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(path)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # odd EXIF data, and size, which is checked below
-            with Image.open(path, formats=FORMATS) as image:
-                if image.width * image.height > MAX_PIXELS:
-                    raise PictureError(f"larger than {MAX_PIXELS // 1_000_000} million pixels")
-                image.load()
-                return _to_rgb(ImageOps.exif_transpose(image))
-    except PictureError:
-        raise
-    except Image.DecompressionBombError as error:
-        raise PictureError(f"larger than {MAX_PIXELS // 1_000_000} million pixels") from error
-    except Exception as error:  # on broken files Pillow's decoders raise OSError, SyntaxError, ValueError, EOFError ...
-        raise PictureError("undecodable") from error
-
-
-def _to_rgb(image: Image) -> Image:
-    from PIL import Image
-
-    if image.mode.startswith("I"):  # 16 bits of grey, which convert() would clip
-        return Image.fromarray((np.asarray(image).astype(np.int64) >> 8).clip(0, 255).astype(np.uint8)).convert("RGB")
-    if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
-        image = image.convert("RGBA")
-        white = Image.new("RGB", image.size, "white")
-        white.paste(image, mask=image.getchannel("A"))
-        return white
-    return image.convert("RGB")
+        how = Image.Resampling.BOX if image.width > self.size else None
+        return np.asarray(image.resize((self.size, self.size), how))
 
 
 class HistogramEncoder:
@@ -82,21 +43,22 @@ class HistogramEncoder:
         self.settings: dict[str, Any] = {"size": size, "bins": list(self.bins)}
         self.settings |= {"directions": self.directions, "grid": self.grid}
         cell = np.arange(size) * self.grid // size
-        self._size, self._cells = size, (cell[:, None] * self.grid + cell).ravel()  # [size * size]
+        self.transform = _Square(size)
+        self._cells = (cell[:, None] * self.grid + cell).ravel()  # [size * size]
         self._n_cells = self.grid**2
         self._pixels = np.bincount(self._cells, minlength=self._n_cells)  # per cell
         self.settings["width"] = self._n_cells * (int(np.prod(self.bins)) + self.directions)
 
-    def fit(self, everything: Sequence[Image]) -> None:
+    def fit(self, everything: Sequence[np.ndarray]) -> None:
         """Nothing to learn."""
 
-    def encode(self, batch: Sequence[Image]) -> list[np.ndarray]:
-        return [np.sqrt(self._histograms(image)).astype(np.float32) for image in batch]
+    def encode(self, batch: Sequence[np.ndarray]) -> list[np.ndarray]:
+        return [np.sqrt(self._histograms(pixels)).astype(np.float32) for pixels in batch]
 
-    def _histograms(self, image: Image) -> np.ndarray:
+    def _histograms(self, pixels: np.ndarray) -> np.ndarray:
         from PIL import Image
 
-        image = image.resize((self._size, self._size), Image.Resampling.BOX if image.width > self._size else None)
+        image = Image.fromarray(pixels)
         colours = self._colours(np.asarray(image.convert("HSV"), dtype=np.int64))  # [4, 72]
         edges = self._edges(np.asarray(image.convert("L"), dtype=np.float64) / 255)  # [4, 8]
         return np.concatenate([colours, edges], axis=1).ravel()  # [F]

@@ -1,14 +1,12 @@
-"""Text encoders: ``tfidf`` needs no weights, ``sentence`` runs a sentence-transformers model."""
+"""A text encoder without weights."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from recbole_mm.data.files import sha256_of
 from recbole_mm.errors import DatasetError, SettingError
 
 MANY_TEXTS = 200  # from here on, words and word pairs of a single text are left out
@@ -78,78 +76,3 @@ class TfidfEncoder:
         if not batch:
             return []
         return list((self._terms.transform(batch) @ self._directions.T).astype(np.float32))  # [n, F]
-
-
-class SentenceEncoder:
-    """A sentence-transformers model, from a local folder or by its name on the hub.
-
-    Args:
-        model: folder, or name on the hub (downloaded once).
-        batch_size: texts per forward pass; the library sorts by length first.
-        device: such as "cpu" or "cuda:0"; None lets the library choose.
-
-    Raises:
-        SettingError: sentence-transformers is not installed, or the model cannot be loaded.
-    """
-
-    name, source = "sentence", "text"
-
-    def __init__(
-        self, *, model: str = "sentence-transformers/all-MiniLM-L6-v2", batch_size: int = 64, device: str | None = None
-    ) -> None:
-        try:
-            from sentence_transformers import SentenceTransformer
-        except ImportError as error:
-            raise SettingError(
-                f"the encoder 'sentence' needs the package sentence-transformers ({error})\n"
-                '  install it with: pip install "recbole_mm[encoders]"'
-            ) from error
-        if batch_size < 1:
-            raise SettingError(f"batch_size is {batch_size}, expected at least 1")
-        try:
-            self._model = SentenceTransformer(str(model), device=device).eval()
-        except Exception as error:  # the library and its three layers below raise whatever they like
-            raise SettingError(
-                f"cannot load the sentence encoder {str(model)!r} ({type(error).__name__}: {_first_line(error)})\n"
-                "  give --model a folder with a sentence-transformers model, or a name on the hub while online"
-            ) from error
-        self._batch_size = batch_size
-        folder = Path(model)
-        self.settings: dict[str, Any] = {
-            "model": folder.resolve().name if folder.is_dir() else str(model),
-            "weights_sha256": _weights_sha256(str(model)),
-            "width": len(self.encode(["width"])[0]),
-        }
-
-    def fit(self, everything: Sequence[str]) -> None:
-        """Nothing to learn."""
-
-    def encode(self, batch: Sequence[str]) -> list[np.ndarray]:
-        rows = self._model.encode(
-            list(batch), batch_size=self._batch_size, show_progress_bar=False, convert_to_numpy=True
-        )  # [n, F], without gradients
-        return list(np.asarray(rows, dtype=np.float32))
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [""])[0]
-
-
-def _weights_sha256(model: str) -> dict[str, str]:
-    """sha256 of each weights file, by file name; of a hub model, as it lies in the hub's cache."""
-    folder = Path(model)
-    if not folder.is_dir():
-        folder = _cached(model)
-    files = sorted(folder.glob("*.safetensors")) or sorted(folder.glob("*.bin")) if folder else []
-    return {file.name: sha256_of(file) for file in files}
-
-
-def _cached(model: str) -> Path | None:
-    from huggingface_hub import try_to_load_from_cache
-
-    for name in (model, f"sentence-transformers/{model}"):
-        for file in ("model.safetensors", "pytorch_model.bin", "config.json"):
-            path = try_to_load_from_cache(name, file) if name.count("/") <= 1 else None
-            if isinstance(path, str):
-                return Path(path).parent
-    return None

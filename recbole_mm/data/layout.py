@@ -21,7 +21,7 @@ import json
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 
@@ -295,6 +295,16 @@ def _check_finite(
         problems.append(f"{info.file}: NaN or infinity in {len(bad)} rows: {listed}")
 
 
+def check_feature_name(name: str) -> None:
+    """Refuse a name that cannot be part of a file's name everywhere.
+
+    Raises:
+        ValueError: it has other characters than letters, digits, "_" and "-".
+    """
+    if not name.replace("_", "").replace("-", "").isalnum():
+        raise ValueError(f"feature name {name!r}: letters, digits, '_' and '-' only")
+
+
 def write_feature(
     folder: Path,
     name: str,
@@ -316,25 +326,60 @@ def write_feature(
     Raises:
         ValueError: the arguments do not fit each other.
     """
-    folder = Path(folder)
-    if not name.replace("_", "").replace("-", "").isalnum():
-        raise ValueError(f"feature name {name!r}: letters, digits, '_' and '-' only")
     rows = np.ascontiguousarray(rows, dtype=np.float16 if rows.dtype == np.float16 else np.float32)
     n_expected = len(tokens) if counts is None else int(np.sum(counts))
     if rows.ndim != 2 or len(rows) != n_expected or (counts is not None and len(counts) != len(tokens)):
         raise ValueError(f"{len(tokens)} items and {n_expected} rows expected, found an array of shape {rows.shape}")
+    if not np.isfinite(rows).all():
+        raise ValueError(f"feature {name!r} has values that are not finite")
+    write_feature_blocks(
+        folder,
+        name,
+        tokens=tokens,
+        blocks=[rows],
+        shape=rows.shape,
+        dtype=str(rows.dtype),
+        counts=counts,
+        encoder=encoder,
+        source=source,
+        settings=settings,
+    )
+
+
+def write_feature_blocks(
+    folder: Path,
+    name: str,
+    *,
+    tokens: Sequence[str],
+    blocks: Iterable[np.ndarray],
+    shape: tuple[int, int],
+    dtype: str = "float32",
+    counts: np.ndarray | None = None,
+    encoder: str,
+    source: str,
+    settings: dict[str, Any] | None = None,
+) -> None:
+    """`write_feature` for rows that come piece by piece: O(a block) of memory, and the same bytes.
+
+    Args:
+        blocks: [b, F] each, finite; in a row, they are the array.
+        shape: [S, F] of the array.
+
+    Raises:
+        ValueError: the arguments do not fit each other; an earlier feature of this name is forgotten then.
+    """
+    folder = Path(folder)
+    check_feature_name(name)
     if len(set(tokens)) < len(tokens):
         raise ValueError("an item token occurs twice")
     if any("\n" in token for token in tokens):
         raise ValueError("an item token holds a line break")
-    if not np.isfinite(rows).all():
-        raise ValueError(f"feature {name!r} has values that are not finite")
 
     files = {f"features/{name}.items.txt": lambda out: out.write("".join(f"{t}\n" for t in tokens).encode())}
     if counts is not None:
         packed = np.ascontiguousarray(counts, dtype=np.int64)
         files[f"features/{name}.counts.npy"] = lambda out: np.save(out, packed, allow_pickle=False)
-    files[f"features/{name}.npy"] = lambda out: np.save(out, rows, allow_pickle=False)
+    files[f"features/{name}.npy"] = lambda out: _write_blocks(out, blocks, shape, dtype)
 
     manifest = Manifest.load(folder)
     if name in manifest.features:  # first forget the old one: a crash below must not leave new files under an old entry
@@ -347,13 +392,31 @@ def write_feature(
         file=f"features/{name}.npy",
         items=f"features/{name}.items.txt",
         counts=None if counts is None else f"features/{name}.counts.npy",
-        shape=tuple(rows.shape),
-        dtype=str(rows.dtype),
+        shape=tuple(shape),
+        dtype=dtype,
         encoder=encoder,
         source=source,
         settings=settings or {},
     )
     replace(manifest, files={**manifest.files, **infos}, features={**manifest.features, name: feature}).save(folder)
+
+
+def _write_blocks(out: BinaryIO, blocks: Iterable[np.ndarray], shape: tuple[int, int], dtype: str) -> None:
+    """What ``numpy.save`` writes of the array that the blocks make up."""
+    header = {
+        "descr": np.lib.format.dtype_to_descr(np.dtype(dtype)),
+        "fortran_order": False,
+        "shape": tuple(map(int, shape)),
+    }
+    np.lib.format.write_array_header_1_0(out, header)
+    n = 0
+    for block in blocks:
+        if block.ndim != 2 or block.shape[1] != shape[1]:
+            raise ValueError(f"a block of shape {block.shape} in an array of shape {tuple(shape)}")
+        out.write(np.ascontiguousarray(block, dtype=dtype).data)
+        n += len(block)
+    if n != shape[0]:
+        raise ValueError(f"the blocks have {n} rows, expected {shape[0]}")
 
 
 def _without_feature(manifest: Manifest, name: str) -> Manifest:

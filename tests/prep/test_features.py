@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import re
 import shutil
 import subprocess
@@ -12,6 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from dataset_prep import feature_command
 from dataset_prep.__main__ import main
 from dataset_prep.encoders import build_encoder
 from dataset_prep.features import import_vectors, item_texts, make_feature, read_items
@@ -93,11 +95,14 @@ def test_rows_go_to_their_items_in_order(shop):
     assert (report.n_items, report.n_filled, report.shape, report.missing) == (5, 4, (8, 3), {"no text": 1})
     info = Manifest.load(shop).features["text"]
     assert (info.encoder, info.source) == ("letters", "title, categories, description")
-    assert info.settings == {
+    settings = dict(info.settings)
+    assert len(settings.pop("inputs_sha256")) == len(settings["engine"].pop("key")) == 64
+    assert settings == {
         "columns": ["title", "categories", "description"],
         "rows": "sentence",
         "max_rows": 10,
         "width": 3,
+        "engine": {"version": 1, "shard_size": 512},
     }
 
 
@@ -185,9 +190,9 @@ def test_a_folder_without_items_or_with_an_item_twice_is_refused(shop):
 def test_items_without_a_usable_picture_are_counted_and_left_out(shop):
     report = make_feature(shop, "image", progress=False)
     assert read_feature(shop, "image").tokens == ["1", "5"]
-    assert report.missing == {"picture undecodable": 1, "picture file missing": 1, "no picture named": 1}
-    assert report.examples == {"picture undecodable": "2", "picture file missing": "3", "no picture named": "4"}
-    assert "1 without: picture undecodable (such as item '2')" in str(report)
+    assert report.missing == {"picture html": 1, "picture file missing": 1, "no picture named": 1}
+    assert report.examples == {"picture html": "2", "picture file missing": "3", "no picture named": "4"}
+    assert "1 without: picture html (such as item '2')" in str(report)
     assert check_folder(shop)[0].startswith("feature 'image' covers 2 of 5 items, not ['2', '3', '4']")
 
 
@@ -328,6 +333,17 @@ def test_the_command_line_makes_features_and_checks_the_folder(shop, capsys):
         (["--feature", "text", "--zero-is-missing"], 2, "SettingError: --zero-is-missing belongs to --vectors"),
         (["--feature", "text", "--vectors-items", "x"], 2, "SettingError: --vectors-items belongs to --vectors"),
         (["--feature", "text", "--encoder", "neighbour"], 2, "no encoder 'neighbour', .* did you mean 'neighbours'"),
+        (["--feature", "text", "--option", "width"], 2, "--option is 'width', expected KEY=VALUE"),
+        (["--feature", "text", "--option", "width=3", "--width", "3"], 2, "--option width is given twice, or beside"),
+        (["--feature", "text", "--option", "width={"], 2, "--option width: '{' is no value in YAML"),
+        (["--feature", "text", "--option", "widht=3"], 2, "encoder 'tfidf' has no option --widht; its settings are"),
+        (["--feature", "text", "--vectors", "x.npy", "--ray"], 2, "--ray does not go with --vectors"),
+        (
+            ["--feature", "text_from_image", "--processes", "2"],
+            2,
+            "--processes does not go with the encoder neighbours",
+        ),
+        (["--feature", "text", "--processes", "2", "--ray"], 2, "--processes and --ray are two ways to run"),
         (["--feature", "image", "--device", "cpu"], 2, "SettingError: encoder 'histogram' has no option --device"),
         (["--feature", "../x", "--encoder", "tfidf"], 3, r"cannot be written: feature name '\.\./x'"),
     ],
@@ -392,12 +408,31 @@ def test_tfidf_and_given_vectors_work_on_real_films(real):
 
 
 @pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["--width", "3"], {"width": 3}),
+        (["--top-k", "5"], {"n_classes": 5}),
+        (["--option", "max-length=128", "--option", "normalize=true"], {"max_length": 128, "normalize": True}),
+        (["--option", "clip={model: x, batch_size: 2}"], {"clip": {"model": "x", "batch_size": 2}}),
+        (["--option", "prompt=a = {}"], {"prompt": "a = {}"}),
+        (["--batch-size", "8", "--model", "m"], {"batch_size": 8, "model": "m"}),
+    ],
+)
+def test_options_of_encoders_are_given_by_flag_or_as_key_and_value(arguments, expected):
+    parser = argparse.ArgumentParser()
+    feature_command.add_command(parser.add_subparsers())
+    options = parser.parse_args(["features", "--dataset", "x", "--feature", "text", *arguments])
+    assert feature_command.encoder_options(options) == expected
+
+
+@pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (
             ["--feature", "text", "--images", "pictures"],
             "--images does not go with the encoder tfidf, which reads text",
         ),
+        (["--feature", "text", "--per-item", "3"], "--per-item does not go with the encoder tfidf, which reads text"),
         (["--feature", "image", "--max-rows", "3"], "--max-rows does not go with the encoder histogram"),
         (["--feature", "image", "--vectors", "x.npy", "--columns", "title"], "--columns does not go with --vectors"),
     ],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 from pathlib import Path
 
 import pytest
@@ -66,3 +67,17 @@ def test_a_category_of_a_csv_is_one_name_and_categories_are_a_list(file):
     assert read_items_file(path, "item_id")[1]["category"] == "token"
     types = read_items_file(path, "item_id", category="shelf")[1]
     assert (types["categories"], types["shelf"]) == ("token_seq", "token")
+
+
+def test_compressed_tables_are_read_like_plain_ones(file, tmp_path):
+    plain = file("user_id,item_id,timestamp\nu,NA,1\nu,00,2.5\n")
+    (tmp_path / "packed.csv").write_bytes(gzip.compress(plain.read_bytes()))
+    read = [read_interactions(path, Columns())[0] for path in (plain, tmp_path / "packed.csv")]
+    assert read[0].equals(read[1]) and read[0]["item"].tolist() == ["NA", "00"]
+
+
+def test_parquet_is_refused_with_what_is_expected(tmp_path):
+    pyarrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    parquet.write_table(pyarrow.table({"user_id": ["u"]}), tmp_path / "log.parquet")
+    with pytest.raises(DatasetError, match="log.parquet is Parquet, expected an atomic file, CSV or TSV; convert it"):
+        read_interactions(tmp_path / "log.parquet", Columns())

@@ -157,6 +157,86 @@ def test_a_folder_that_is_not_there_is_refused(tmp_path):
         make_pseudo_feature(tmp_path / "none", "image_from_text")
 
 
+# ---------------------------------------------------------------- across two features of CLIP
+
+
+@pytest.fixture
+def clip_shop(tmp_path) -> Path:
+    """Texts and pictures in one space: the text of item i points to the picture of item i, then to that of i + 1."""
+    folder = tmp_path / "shop"
+    folder.mkdir()
+    tokens = list("abcde")
+    write_table(folder / "shop.item", {"item_id:token": tokens})
+    pictures = np.eye(5, dtype=np.float32)
+    texts = pictures + 0.5 * np.roll(pictures, 1, axis=1) + 3  # a constant part, as between CLIP's texts and pictures
+    weights = {"weights_sha256": {"clip.bin": "1"}}
+    for name, of, rows in (("clip_text", "abcd", texts), ("clip_image", "abcde", 2 * pictures)):
+        write_feature(folder, name, tokens=list(of), rows=rows[: len(of)], encoder="clip", source="-", settings=weights)
+    image = np.arange(10, dtype=np.float32).reshape(5, 2)
+    write_feature(folder, "image", tokens=tokens, rows=image, encoder="-", source="-")
+    return folder
+
+
+def literal_across(texts: np.ndarray, pictures: np.ndarray, result: np.ndarray, neighbours: int) -> np.ndarray:
+    means = []
+    for i, text in enumerate(texts):
+        cosine = {
+            j: text @ picture / np.linalg.norm(text) / np.linalg.norm(picture)
+            for j, picture in enumerate(pictures)
+            if j != i
+        }
+        means.append(result[sorted(cosine, key=lambda j: -cosine[j])[:neighbours]].mean(axis=0))  # noqa: B023
+    return np.array(means)
+
+
+def test_the_nearest_other_picture_by_clip_is_taken(clip_shop):
+    report = make_pseudo_feature(clip_shop, "image_from_text", by=("clip_text", "clip_image"))
+    feature = read_feature(clip_shop, "image_from_text")
+    assert feature.tokens == list("abcd")  # e has no text
+    assert feature.rows.tolist() == [[2, 3], [4, 5], [6, 7], [8, 9]]  # never its own picture, always the next one
+    assert report.missing == {"no clip_text": 1} and "whose clip_image is nearest to its clip_text" in str(report)
+    info = Manifest.load(clip_shop).features["image_from_text"]
+    assert info.settings["by"] == ["clip_text", "clip_image"] and info.settings["neighbours"] == 1
+    assert sorted(info.settings["made_of"]) == ["clip_image", "clip_text", "image"]
+    assert info.source == "image, clip_text, clip_image"
+
+
+@pytest.mark.parametrize("neighbours", [1, 2, 4, 19])
+def test_across_two_features_the_fast_version_equals_the_literal_one(tmp_path, neighbours):
+    random = np.random.default_rng(3)
+    folder = tmp_path / "shop"
+    folder.mkdir()
+    tokens = [f"i{i}" for i in range(20)]
+    write_table(folder / "shop.item", {"item_id:token": tokens})
+    features = {
+        name: random.normal(size=(20, width)).astype(np.float32) for name, width in (("t", 6), ("p", 6), ("image", 3))
+    }
+    for name, rows in features.items():
+        write_feature(folder, name, tokens=tokens, rows=rows, encoder="-", source="-")
+    make_pseudo_feature(folder, "image_from_text", neighbours=neighbours, by=["t", "p"])
+    expected = literal_across(features["t"], features["p"], features["image"], neighbours)
+    np.testing.assert_allclose(read_feature(folder, "image_from_text").rows, expected, rtol=1e-5, atol=1e-6)
+
+
+def test_what_cannot_be_compared_is_refused(clip_shop):
+    def refuse(message: str, by: list[str], kind: type = SettingError, neighbours: int | None = None) -> None:
+        with pytest.raises(kind, match=message):
+            make_pseudo_feature(clip_shop, "image_from_text", by=by, neighbours=neighbours)
+
+    refuse(r"by is \['clip_text'\], expected two features", ["clip_text"])
+    refuse("have the widths 5 and 2, so that they cannot be compared; make both with one CLIP", ["clip_text", "image"])
+    refuse("but shop has no 'clip', only", ["clip_text", "clip"], DatasetError)
+    refuse(
+        "only 5 items of shop have both image and clip_image; choose at most 4",
+        ["clip_text", "clip_image"],
+        neighbours=5,
+    )
+    rows = np.eye(5, dtype=np.float32)
+    other = {"weights_sha256": {"clip.bin": "2"}}
+    write_feature(clip_shop, "other", tokens=list("abcde"), rows=rows, encoder="clip", source="-", settings=other)
+    refuse("clip_text and other of shop were made with different weights", ["clip_text", "other"])
+
+
 # ---------------------------------------------------------------- command line
 
 

@@ -476,7 +476,7 @@ def test_a_folder_is_replaced_only_if_asked_for_and_made_here(released, tmp_path
     assert sorted(os.listdir(tmp_path)) == ["Phones", "released"]
 
 
-@pytest.mark.parametrize("step", ["write_feature", "put_in_place"])
+@pytest.mark.parametrize("step", ["released.write_feature", "folder_writer.put_in_place"])
 def test_a_run_that_is_stopped_leaves_what_was_there(released, tmp_path, monkeypatch, step):
     import_released(released, tmp_path / "Phones")
     before = (tmp_path / "Phones" / "manifest.json").read_bytes()
@@ -484,7 +484,7 @@ def test_a_run_that_is_stopped_leaves_what_was_there(released, tmp_path, monkeyp
     def stop(*_, **__):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(f"dataset_prep.released.{step}", stop)
+    monkeypatch.setattr(f"dataset_prep.{step}", stop)
     with pytest.raises(KeyboardInterrupt):
         import_released(released, tmp_path / "Phones", seed=9, overwrite=True)
     assert (tmp_path / "Phones" / "manifest.json").read_bytes() == before
@@ -496,7 +496,7 @@ def test_the_old_folder_comes_back_if_the_new_one_cannot_be_put_in_place(release
     rename = Path.rename
 
     def refuse(self, target):
-        if self.name == "Phones" and self.parent.name.startswith(".partial-released"):
+        if self.name == "Phones" and self.parent.name.startswith(".partial-Phones"):
             raise OSError("no rights")
         return rename(self, target)
 

@@ -8,11 +8,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 
 from dataset_prep.price import PriceSettings, with_price_levels
-from dataset_prep.session_folder import Rows, add_price_levels, write_session_folder
+from dataset_prep.session_folder import Prefixes, Rows, add_price_levels, write_session_folder
 from recbole_mm.data.files import file_info, read_table, write_table
 from recbole_mm.data.layout import Manifest, check_folder, write_feature
 from recbole_mm.errors import DatasetError, SettingError
@@ -155,11 +156,13 @@ def test_files_that_were_not_made_here_are_never_removed(tmp_path):
 
 
 @pytest.mark.parametrize("overwrite", [False, True])
-@pytest.mark.parametrize("failing", ["Manifest.save", "write_table", "put_in_place"])
+@pytest.mark.parametrize(
+    "failing", ["folder_writer.Manifest.save", "session_folder.write_table", "folder_writer.put_in_place"]
+)
 def test_a_run_that_breaks_off_leaves_what_was_there(tmp_path, monkeypatch, overwrite, failing):
     folder = tmp_path / "shop"
     before = content(write(folder)) if overwrite else {}
-    monkeypatch.setattr(f"dataset_prep.session_folder.{failing}", _break)
+    monkeypatch.setattr(f"dataset_prep.{failing}", _break)
     with pytest.raises(OSError, match="disk full"):
         write(folder, settings={"made_by": "another"}, overwrite=overwrite)
     assert content(folder) == before and [path.name for path in tmp_path.iterdir()] == ["shop"] * overwrite
@@ -281,3 +284,22 @@ def test_hash_seeds_change_no_byte(tmp_path):
         )  # fmt: skip
     assert content(tmp_path / "1" / "shop") == content(tmp_path / "2" / "shop")
     assert json.loads(content(tmp_path / "1" / "shop")["manifest.json"])["settings"]["prices"]["n_filled"] > 0
+
+
+# ---------------------------------------------------------------- prefixes
+
+
+def test_prefixes_are_lists_that_are_made_when_asked_for():
+    prefixes = Prefixes(["a", "b", "c", "d"], np.array([2, 0, 1, 3, 3]), np.array([0, 1, 3]), np.array([2, 3, 4]))
+    assert list(prefixes) == prefixes == [["c", "a"], ["a", "b"], ["d"]] and prefixes != [["c", "a"]]
+    assert prefixes.different() == {"a", "b", "c", "d"} and len(prefixes) == 3 and prefixes[1] == ["a", "b"]
+    rows = Rows(["1", "1", "2"], prefixes, ["b", "x", "y"])
+    assert rows.different() == {"a", "b", "c", "d", "x", "y"} == Rows(*map(list, rows)).different()
+    beginning = Prefixes(["a", "b"], np.array([0, 1]), np.array([0]), np.array([1]))
+    assert beginning.different() == {"a"}
+
+
+def test_cold_items_are_listed_one_a_line(tmp_path):
+    assert (write(tmp_path / "shop", cold=["z", "NA"]) / "cold_items.txt").read_text() == "z\nNA\n"
+    assert check_folder(tmp_path / "shop") == []
+    assert not (write(tmp_path / "other" / "shop") / "cold_items.txt").exists()

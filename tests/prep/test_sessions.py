@@ -12,6 +12,7 @@ import pandas as pd
 import pytest
 
 from dataset_prep.__main__ import main
+from dataset_prep.cleaning import Ledger
 from dataset_prep.interactions import Columns
 from dataset_prep.session_folder import Rows, add_price_levels
 from dataset_prep.sessions import SessionSettings, make_sessions, prefix_rows, prepare_sessions
@@ -59,7 +60,7 @@ def whole(parts: dict[str, Rows]) -> dict[str, list[list[str]]]:
 
 def sessions_of(rows: list[tuple], **settings) -> list[list[str]]:
     """All sessions, oldest first; nothing is filtered unless ``settings`` say so."""
-    loose = {"min_item_count": 1, "unseen": "keep", "prefixes": "none", **settings}
+    loose = {"min_item_count": 1, "cold_items": "keep", "prefixes": "none", **settings}
     parts, _ = make_sessions(frame(rows), SessionSettings(**loose))
     return [session for name in SPLITS for session in whole(parts)[name]]
 
@@ -138,7 +139,7 @@ def literal(rows: list[tuple], s: SessionSettings) -> tuple[dict[str, Rows], Cou
             for event in session:
                 event["part"] = (number >= valid) + (number >= test)
 
-    if s.unseen == "drop":
+    if s.cold_items == "drop":
         trained = {event["item"] for session in sessions for event in session if event["part"] == 0}
         for session in sessions:
             for event in list(session):
@@ -177,7 +178,7 @@ ALL = {
     "duplicates": ("keep", "first"),
     "repeats": ("keep", "drop"),
     "split": ("time", "leave-one-out"),
-    "unseen": ("drop", "keep"),
+    "cold_items": ("drop", "keep"),
     "prefixes": ("train", "all", "none"),
 }
 
@@ -186,18 +187,18 @@ ALL = {
 def test_rows_and_counts_equal_those_of_the_literal_version(grouping):
     n_compared = 0
     others = [values for name, values in ALL.items() if name != "sessions"]
-    for seed, (duplicates, repeats, split, unseen, prefixes) in enumerate(itertools.product(*others)):
+    for seed, (duplicates, repeats, split, cold_items, prefixes) in enumerate(itertools.product(*others)):
         made = random.Random(seed)
         settings = SessionSettings(
-            sessions=grouping, duplicates=duplicates, repeats=repeats, split=split, unseen=unseen, prefixes=prefixes,
-            gap=made.choice([3600, 20_000, 90_000]), min_item_count=made.choice([1, 3, 5]),
+            sessions=grouping, duplicates=duplicates, repeats=repeats, split=split, cold_items=cold_items,
+            prefixes=prefixes, gap=made.choice([3600, 20_000, 90_000]), min_item_count=made.choice([1, 3, 5]),
             longest=made.choice([4, 8, 50]), min_length=made.choice([2, 3]),
             valid_share=0.2, test_share=made.choice([0.1, 0.3]),
         )  # fmt: skip
         rows = clicks(seed)
         expected, dropped = literal(rows, settings)
         if not all(rows.targets for rows in expected.values()):
-            with pytest.raises(DatasetError, match="--unseen drop leaves no session"):
+            with pytest.raises(DatasetError, match="--cold-items drop leaves no session"):
                 make_sessions(frame(rows), settings)
             continue
         n_compared += 1
@@ -220,7 +221,7 @@ def test_every_interaction_is_in_a_part_or_counted_as_dropped(split, order):
             repeats="drop", gap=40_000, seed=seed, prefixes="all" if seed % 2 else "none",
         )  # fmt: skip
         rows = clicks(seed)
-        parts, report = make_sessions(frame(rows), settings, dropped={"bad": 3})
+        parts, report = make_sessions(frame(rows), settings, ledger=Ledger(len(rows) + 3, {"bad": 3}))
         kept = sum(part["interactions"] for part in report.parts.values())
         assert report.n_read == len(rows) + 3 == kept + sum(report.dropped.values()) and report.dropped["bad"] == 3
         for name, part in report.parts.items():
@@ -257,9 +258,10 @@ def test_training_rows_do_not_depend_on_what_happens_to_unseen_items():
     for seed in range(5):
         drop, keep = (
             make_sessions(
-                frame(clicks(seed)), SessionSettings(sessions="day", min_item_count=1, test_share=0.3, unseen=unseen)
+                frame(clicks(seed)),
+                SessionSettings(sessions="day", min_item_count=1, test_share=0.3, cold_items=cold_items),
             )
-            for unseen in ("drop", "keep")
+            for cold_items in ("drop", "keep")
         )
         assert drop[0]["train"] == keep[0]["train"]
         trained = set(drop[0]["train"].targets).union(*drop[0]["train"].prefixes)
@@ -334,7 +336,7 @@ def test_baskets_of_different_users_are_different_sessions():
 def test_equal_times_keep_the_order_of_the_lines_and_are_counted():
     rows = [(u, f"{u}{item}", time) for u in "uvw" for item, time in (("c", 5.0), ("a", 5.0), ("b", 4.0))]
     parts, report = make_sessions(
-        frame(rows), SessionSettings(sessions="user", min_item_count=1, unseen="keep", prefixes="none")
+        frame(rows), SessionSettings(sessions="user", min_item_count=1, cold_items="keep", prefixes="none")
     )
     assert [whole(parts)[name][0] for name in SPLITS] == [["ub", "uc", "ua"], ["vb", "vc", "va"], ["wb", "wc", "wa"]]
     assert report.equal_times == 0.5
@@ -378,7 +380,8 @@ def test_the_test_ends_after_validation_and_validation_after_training():
         last[user] = max(time, last.get(user, 0))
     named = [(user, f"{user}_{n}", time) for n, (user, _, time, _) in enumerate(rows)]
     parts, _ = make_sessions(
-        frame(named), SessionSettings(sessions="user", min_item_count=1, unseen="keep", valid_share=0.3, test_share=0.3)
+        frame(named),
+        SessionSettings(sessions="user", min_item_count=1, cold_items="keep", valid_share=0.3, test_share=0.3),
     )
     ends = [[last[target.split("_")[0]] for target in parts[name].targets] for name in SPLITS]
     assert max(ends[0]) < min(ends[1]) and max(ends[1]) < min(ends[2])
@@ -461,7 +464,7 @@ def test_too_few_sessions_or_items_for_three_parts_are_refused():
         make_sessions(frame(rows), SessionSettings(sessions="user", min_item_count=1))
     rows = [(u, f"{u}{k}", float(ord(u))) for u in "uvwx" for k in range(3)]
     with pytest.raises(
-        DatasetError, match="--unseen drop leaves no session for valid: too few of its items occur in tr"
+        DatasetError, match="--cold-items drop leaves no session for valid: too few of its items occur in tr"
     ):
         make_sessions(frame(rows), SessionSettings(sessions="user", min_item_count=1))
 
@@ -712,6 +715,7 @@ def test_the_command_makes_a_folder_and_reports(raw, capsys):
 train: 8 sessions, 32 interactions, 24 rows, 4 items
 valid: 1 sessions, 4 interactions, 1 rows, 1 items
 test: 1 sessions, 4 interactions, 1 rows, 4 items
+cut points: validation from 1500691440 (2017-07-22 02:44:00 UTC), test from 1500777840 (2017-07-23 02:44:00 UTC)
 price levels: 2 of 4 items, 1 of 100 levels occur; logistic, in 2 categories (last of 'categories')
   1 without: price empty
   1 without: no category
@@ -741,8 +745,20 @@ def test_the_command_for_prices_replaces_levels(raw, capsys):
     [
         ("--sessions day --gap 60", "--gap belongs to --sessions gap; leave it out"),
         ("--sessions day --basket bag", "--basket belongs to --sessions basket; leave it out"),
-        ("--sessions day --seed 1", "--seed belongs to --session-order random; leave it out"),
-        ("--sessions day --split leave-one-out --test-share 0.2", "--test-share belongs to --split time; leave it out"),
+        ("--sessions day --seed 1", "--seed belongs to --session-order random or --cold-share; leave it out"),
+        (
+            "--sessions day --split leave-one-out --test-share 0.2",
+            "--test-share belongs to --split time without cut points; leave it out",
+        ),
+        (
+            "--sessions day --valid-from 2017-01-01 --test-from 2017-02-01 --valid-share 0.2",
+            "--valid-share belongs to --split time without cut points; leave it out",
+        ),
+        (
+            "--sessions day --valid-from 2017-01-01",
+            "valid_from is 2017-01-01 and test_from None; expected both or none",
+        ),
+        ("--sessions day --cold-share 0.5", "cold_share takes items out of training, and cold_items drops them"),
         ("--sessions day --price-method linear", "options of price levels need a table of items: --items FILE"),
         (
             "--sessions day --name ../shop",
@@ -772,3 +788,71 @@ def test_the_made_folder_trains_a_model(raw, built):
     _, dataset, train, _, test, _ = built("Popularity", raw / "shop")
     assert dataset.item_num == 5 and len(train.dataset) == 24 and len(test.dataset) == 1
     assert np.array_equal(np.unique(train.dataset.inter_feat["item_length"].numpy()), [1, 2, 3])
+
+
+# ---------------------------------------------------------------- cut points and cold items
+
+
+def shop(number: int, **settings):
+    loose = {"sessions": "day", "min_item_count": 1, "test_share": 0.3, "cold_items": "keep", **settings}
+    return make_sessions(frame(clicks(number, n=800)), SessionSettings(**loose))
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_cut_points_of_a_report_make_the_same_sessions_again(seed):
+    parts, report = shop(seed)
+    again, second = shop(seed, valid_from=report.cuts.valid_from, test_from=report.cuts.test_from)
+    assert again == parts and second.parts == report.parts and second.cuts == report.cuts
+
+
+def test_sessions_are_split_at_the_moments_that_are_given():
+    day = 86_400
+    rows = [(user, item, START + day * number) for number, user in enumerate("abcdef") for item in "xyz"]
+    cuts = {"valid_from": START + 2 * day, "test_from": "2017-07-18T02:40:00"}
+    parts, report = make_sessions(
+        frame(rows), SessionSettings(sessions="user", min_item_count=1, prefixes="none", **cuts)
+    )
+    assert [len(parts[name].targets) for name in SPLITS] == [2, 2, 2]
+    assert report.cuts == (START + 2 * day, START + 4 * day)
+    with pytest.raises(
+        DatasetError, match=r"none of 6 sessions is left for valid, test: they end between 1500000000 and"
+    ):
+        settings = {"valid_from": "2030-01-01", "test_from": "2031-01-01"}
+        make_sessions(frame(rows), SessionSettings(sessions="user", min_item_count=1, **settings))
+
+
+@pytest.mark.parametrize("repeats", ["keep", "drop"])
+@pytest.mark.parametrize("seed", range(3))
+def test_items_taken_out_of_training_never_occur_there(seed, repeats):
+    parts, report = shop(seed, cold_share=0.3, repeats=repeats)
+    trained = parts["train"].different()
+    asked = parts["valid"].different() | parts["test"].different()
+    assert set(report.cold_items) == asked - trained and 0 < report.n_drawn <= len(report.cold_items)
+    kept = sum(part["interactions"] for part in report.parts.values())
+    assert kept + sum(report.dropped.values()) == report.n_read
+    assert report.dropped["taken out of training by --cold-share"] > 0
+    assert shop(seed, cold_share=0.3, repeats=repeats) == (parts, report)
+    assert shop(seed, cold_share=0.3, repeats=repeats, seed=1)[1].cold_items != report.cold_items
+
+
+def test_cold_items_that_are_kept_are_listed_in_the_folder(tmp_path):
+    write_table(tmp_path / "raw.inter", {
+        "user_id:token": [f"u{k // 3}" for k in range(90)],
+        "item_id:token": [f"i{(k // 3) // 10}{k % 3}" for k in range(90)],
+        "timestamp:float": [float(START + k) for k in range(90)],
+    })  # fmt: skip
+    settings = SessionSettings(sessions="user", min_item_count=1, cold_items="keep", valid_share=0.3, test_share=0.3)
+    report = prepare_sessions(tmp_path / "s", interactions=tmp_path / "raw.inter", items=None, settings=settings)
+    listed = (tmp_path / "s" / "cold_items.txt").read_text().split()
+    assert listed == list(report.cold_items) and listed == ["i20", "i21", "i22"] and check_folder(tmp_path / "s") == []
+    manifest = Manifest.load(tmp_path / "s")
+    assert "cold_items.txt" in manifest.files and manifest.settings["counts"]["n_cold_items"] == len(listed)
+    assert manifest.settings["cuts"] == report.cuts.as_settings()
+    assert f"cold items: {len(listed)} that training has not" in str(report)
+
+
+def test_cut_points_and_cold_shares_need_a_split_by_time():
+    with pytest.raises(
+        SettingError, match="cut points and cold_share belong to split time, and split is 'leave-one-out'"
+    ):
+        SessionSettings(sessions="day", split="leave-one-out", cold_items="keep", cold_share=0.1)
