@@ -86,7 +86,8 @@ def measure(folder: Path) -> dict[str, float]:
     """Prepare the files of a folder in this process; seconds, GiB and counts."""
     import resource
 
-    from dataset_prep.preparation import PreparationSettings, prepare
+    from dataset_prep.preparation import prepare
+    from dataset_prep.preparation_settings import PreparationSettings
     from dataset_prep.sources.amazon import AmazonSource
 
     if hasattr(os, "sched_setaffinity"):

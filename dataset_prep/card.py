@@ -12,14 +12,16 @@ matplotlib; without it the card says so and has none.
 from __future__ import annotations
 
 import io
+import os
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from dataset_prep.description import Description, Spread, describe
+from dataset_prep.description import Description, Spread, day, describe
 from dataset_prep.features import read_items
 from dataset_prep.text import clean_text
 from recbole_mm.data.files import file_info, write_atomically
@@ -105,7 +107,9 @@ def _section(title: str, body: str) -> str:
 
 def _table(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
     lines = [list(header), ["---"] * len(header), *([str(cell) for cell in row] for row in rows)]
-    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
+    return "\n".join(
+        "| " + " | ".join(" ".join(cell.replace("|", "\\|").split()) for cell in line) + " |" for line in lines
+    )
 
 
 def _figures_table(found: Description) -> str:
@@ -148,7 +152,13 @@ def _steps(settings: dict[str, Any]) -> str:
         lines += ["", _table(("dropped", "interactions"), [(why, f"{n:,}") for why, n in dropped.items()])]
     for title, key in (("items dropped", "items_dropped"), ("cleaned", "cleaned"), ("rows set aside", "rejected")):
         if isinstance(counts.get(key), dict) and counts[key]:
-            lines += ["", _table((title, "number"), [(why, _plain(n)) for why, n in counts[key].items()])]
+            lines += [
+                "",
+                _table(
+                    (title, "number"),
+                    [(why, f"{n:,}" if isinstance(n, int) else _plain(n)) for why, n in counts[key].items()],
+                ),
+            ]
     if isinstance(settings.get("remarks"), list):
         lines += ["", *(f"* {remark}" for remark in settings["remarks"])]
     return "\n".join(lines).strip()
@@ -169,6 +179,8 @@ def _histories(found: Description, pictures: Sequence[str]) -> str:
         f"* interactions of an item: {Spread.of(found.popularity)}",
         f"* the most popular fifth of the items has {found.head_share:.0%} of the interactions",
     ]
+    if found.first is not None:
+        lines.append(f"* from {day(found.first)} to {day(found.last)}")
     shown = [
         _picture("lengths.png", "how long the histories are", pictures),
         _picture("popularity.png", "how often each item occurs", pictures),
@@ -240,7 +252,7 @@ def _plain(value: Any) -> str:
     if value is None or isinstance(value, bool):
         return {None: "none", True: "yes", False: "no"}[value]
     if isinstance(value, float):
-        return f"{value:g}"
+        return f"{value:.0f}" if value.is_integer() else f"{value:g}"
     return str(value)
 
 
@@ -260,8 +272,9 @@ def _figures(folder: Path, found: Description) -> tuple[dict[str, bytes], str]:
     }
     if len(found.prices):
         made["prices.png"] = _histogram(found.prices, "price (the source's currency)", "items")
-    if (folder / f"{folder.name}.item").is_file():
-        made["items.png"] = _samples(folder, found)
+    samples = _items_shown(folder, found)
+    if samples:
+        made["items.png"] = _samples(samples)
     return {name: _png(figure) for name, figure in made.items()}, ""
 
 
@@ -294,7 +307,10 @@ def _histogram(values: np.ndarray, x: str, y: str) -> Figure:
     else:
         edges = np.linspace(low, high if high > low else low + 1, 41)
     axes.hist(values, bins=edges, color=BLUE, edgecolor="white", linewidth=0.4)
+    _whole_ticks(axes.yaxis)
     _plain_ticks(axes.yaxis)
+    if whole:
+        _whole_ticks(axes.xaxis)
     if low > 0 and high / low > 100:
         _plain_ticks(axes.xaxis)
     return figure
@@ -303,11 +319,22 @@ def _histogram(values: np.ndarray, x: str, y: str) -> Figure:
 def _ranks(popularity: np.ndarray) -> Figure:
     figure, axes = _axes("items, the most frequent first", "interactions")
     axes.plot(np.arange(1, len(popularity) + 1), popularity, color=BLUE, linewidth=1.8)
-    axes.set_xscale("log")
-    axes.set_yscale("log")
+    if len(popularity) >= 10:
+        axes.set_xscale("log")
+    if popularity[0] >= 10 * popularity[-1]:  # within a power of ten a logarithmic axis has hardly a label
+        axes.set_yscale("log")
     for axis in (axes.xaxis, axes.yaxis):
+        _whole_ticks(axis)
         _plain_ticks(axis)
     return figure
+
+
+def _whole_ticks(axis: Any) -> None:
+    """No marks between whole numbers, on an axis that counts."""
+    from matplotlib.ticker import MaxNLocator
+
+    if axis.get_scale() == "linear":
+        axis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
 
 
 def _plain_ticks(axis: Any) -> None:
@@ -317,31 +344,36 @@ def _plain_ticks(axis: Any) -> None:
     axis.set_minor_formatter(NullFormatter())
 
 
-def _samples(folder: Path, found: Description) -> Figure:
-    """Items drawn by lot, those with a picture first: a look at what the data are."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
+def _items_shown(folder: Path, found: Description) -> list[tuple[str, Any]]:
+    """Captions and pictures of items drawn by lot, those with a picture first: a look at what the data are."""
+    if not (folder / f"{folder.name}.item").is_file():
+        return []
     items = read_items(folder)
     items = items[items["item_id"].isin(found.tokens)]
     paths = _picture_of(folder, items)
     order = np.random.default_rng(SEED).permutation(len(items)).tolist()
     tokens = items["item_id"].tolist()
     chosen = sorted(order, key=lambda row: tokens[row] not in paths)[:N_SAMPLES]
+    return [(_caption(items.iloc[row]), _thumbnail(paths.get(tokens[row]))) for row in chosen]
+
+
+def _samples(shown: list[tuple[str, Any]]) -> Figure:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
     columns = 4
-    n_rows = -(-len(chosen) // columns)
-    height = 2.5 if paths else 1.1
-    figure = Figure(figsize=(9, height * n_rows), dpi=100, layout="constrained")
+    n_rows = -(-len(shown) // columns)
+    with_pictures = any(picture is not None for _, picture in shown)
+    figure = Figure(figsize=(9, (2.5 if with_pictures else 1.1) * n_rows), dpi=100, layout="constrained")
     FigureCanvasAgg(figure)
-    for number, row in enumerate(chosen):
+    for number, (caption, picture) in enumerate(shown):
         axes = figure.add_subplot(n_rows, columns, number + 1)
         axes.axis("off")
-        picture = _thumbnail(paths.get(tokens[row]))
         if picture is not None:
             axes.imshow(picture)
-        elif paths:
+        elif with_pictures:
             axes.text(0.5, 0.5, "no picture", ha="center", va="center", color=GREY, transform=axes.transAxes)
-        axes.set_title(_caption(items.iloc[row]), fontsize=8, loc="center", parse_math=False)
+        axes.set_title(caption, fontsize=8, loc="center", parse_math=False)
     return figure
 
 
@@ -349,24 +381,41 @@ def _caption(item: Any) -> str:
     """Title in two short lines, and the price."""
     import textwrap
 
-    title = clean_text(item["title"]) if "title" in item and item["title"] else str(item["item_id"])
-    drawable = "".join(character for character in title if ord(character) < 0x2E80)  # what the font has
-    lines = textwrap.wrap(drawable or str(item["item_id"]), TITLE_SHOWN // 2, max_lines=2, placeholder="…")
-    price = item["price"] if "price" in item else ""
-    return "\n".join([*lines, *([str(price)] if price else [])])
+    title = _drawable(clean_text(item["title"])) if "title" in item else ""
+    lines = textwrap.wrap(title or _drawable(item["item_id"]), TITLE_SHOWN // 2, max_lines=2, placeholder="…")
+    price = _drawable(item["price"])[: TITLE_SHOWN // 2] if "price" in item else ""
+    return "\n".join([*lines, *([price] if price else [])])
+
+
+def _drawable(text: str) -> str:
+    """What matplotlib's own font has of a text; of a text that is mostly in other scripts, nothing."""
+    letters = _letters()
+    kept = "".join(character for character in text if ord(character) in letters)
+    return kept.strip() if 2 * len(kept) > len(text) else ""
+
+
+@cache
+def _letters() -> frozenset[int]:
+    from matplotlib.font_manager import FontProperties, findfont, get_font
+
+    return frozenset(get_font(findfont(FontProperties())).get_charmap())
 
 
 def _picture_of(folder: Path, items: Any) -> dict[str, Path]:
     """The first picture of each item, as far as there are files."""
     from dataset_prep.pictures import picture_files
+    from dataset_prep.pictures.store import file_inside
 
     indexed = picture_files(folder)
     if indexed is not None:
         return {token: files[0] for token, files in indexed.items() if files}
     if "image" not in items:
         return {}
-    named = zip(items["item_id"], items["image"], strict=True)
-    return {token: folder / name for token, name in named if name and (folder / name).is_file()}
+    root = Path(os.path.realpath(folder))
+    named = {
+        token: file_inside(root, name) for token, name in zip(items["item_id"], items["image"], strict=True) if name
+    }
+    return {token: path for token, path in named.items() if path is not None and os.path.isfile(path)}
 
 
 def _thumbnail(path: Path | None) -> Any:

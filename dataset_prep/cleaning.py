@@ -100,17 +100,9 @@ class Ledger:
     @property
     def dropped(self) -> dict[str, int]:
         """Interactions by reason."""
-        return self._sums("interactions")
-
-    @property
-    def items_dropped(self) -> dict[str, int]:
-        """Items by reason."""
-        return {reason: n for reason, n in self._sums("items").items() if n}
-
-    def _sums(self, column: str) -> dict[str, int]:
         sums: dict[str, int] = {}
         for step in self.steps:
-            sums[step.reason] = sums.get(step.reason, 0) + getattr(step, column)
+            sums[step.reason] = sums.get(step.reason, 0) + step.interactions
         return sums
 
     def add(self, step: str, reason: str, interactions: int, items: int = 0) -> None:
@@ -138,7 +130,7 @@ class Ledger:
             before = "".join(f"\n  before: {n} dropped: {why}" for why, n in self.dropped.items())
             raise DatasetError(
                 f"{option} removes all {gone} interactions that were left of {self.n_read}: {reason}; "
-                f"choose a lower bound or other data{before}"
+                f"loosen it, or take other data{before}"
             )
         kept = events.rows(wanted)
         self.add(step or option, reason, gone, n_different(events.item) - n_different(kept.item))

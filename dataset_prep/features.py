@@ -28,11 +28,11 @@ from dataset_prep.encoding.engine import (
 )
 from dataset_prep.encoding.shards import Encoded, WorkFolder
 from dataset_prep.locking import locked
-from dataset_prep.pictures.store import picture_files, read_index
+from dataset_prep.pictures.store import file_inside, picture_files, read_index
 from dataset_prep.text import clean_text, sentences
 from recbole_mm.data.files import read_table, sha256_of
 from recbole_mm.data.layout import Manifest, check_feature_name, write_feature, write_feature_blocks
-from recbole_mm.errors import DatasetError, SettingError
+from recbole_mm.errors import DatasetError, SettingError, UnsafeFileError
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -45,6 +45,7 @@ PICTURE_ENDINGS = (".jpg", ".jpeg", ".png", ".webp", ".gif")
 TEXTS_AT_ONCE = 512  # contents of a shard, which is lost when a run is stopped
 PICTURES_AT_ONCE = 256
 BLOCK_BYTES = 1 << 24  # of rows that are written at a time
+OUTSIDE = "picture outside the folder"
 NO_PICTURE = "no picture named"
 
 
@@ -59,7 +60,7 @@ class FeatureReport:
         missing: number of items without a row, by reason.
         examples: an item for each reason.
         remarks: further things to know.
-        up_to_date: it was there already, made from the same contents in the same way; ``missing`` is not known then.
+        up_to_date: it was there already, made from the same contents in the same way.
     """
 
     feature: str
@@ -135,6 +136,7 @@ def make_feature(
         raise DatasetError(f"feature {name!r} of {folder.name} cannot be written: {error}") from error
     if encoder.source == "text":
         used, settings = _text_columns(items, folder, columns), {"rows": rows, "max_rows": max_rows}
+        where: dict[str, Any] = {}  # it lay, which no row depends on
         if rows == "item":
             del settings["max_rows"]
         texts = item_texts(items, columns=used, rows=rows, max_rows=max_rows)
@@ -142,7 +144,7 @@ def make_feature(
         counted = rows == "sentence"
     else:
         used, paths, why = _picture_paths(items, folder, column=column, images=images, per_item=per_item)
-        settings = {"images": None if images is None else Path(images).name, "per_item": per_item}
+        settings, where = {"per_item": per_item}, {"images": None if images is None else Path(images).name}
         contents, shard_size = picture_contents(items["item_id"], paths, why, progress=progress), PICTURES_AT_ONCE
         counted = per_item > 1
     settings = {"columns": used, **settings}
@@ -169,7 +171,7 @@ def make_feature(
                 remarks=remarks,
                 progress=progress,
             )
-        settings |= {**encoder.settings, "inputs_sha256": inputs}
+        settings |= {**where, **encoder.settings, "inputs_sha256": inputs}
         settings["engine"] = {"version": ENGINE_VERSION, "shard_size": shard_size, "key": key}
         made = {"encoder": encoder.name, "source": ", ".join(used), "settings": settings}
         report = _write(folder, name, contents, encoded, counted=counted, remarks=remarks, **made)
@@ -181,10 +183,20 @@ def known_report(folder: Path, name: str, *, n_items: int) -> FeatureReport:
     """Of a feature that is there already, as it is or reduced."""
     manifest = Manifest.load(folder)
     info = manifest.features[name]
+    original = original_name(manifest, name)
+    missing = manifest.features[original].settings.get("missing", [])
     n_filled = (folder / info.items).read_bytes().count(b"\n")
-    reduced = original_name(manifest, name) != name
-    remarks = (f"it is reduced from {name}_full, which is up to date",) if reduced else ()
-    return FeatureReport(name, n_items=n_items, n_filled=n_filled, shape=info.shape, remarks=remarks, up_to_date=True)
+    remarks = (f"it is reduced from {original}, which is up to date",) if original != name else ()
+    return FeatureReport(
+        feature=name,
+        n_items=n_items,
+        n_filled=n_filled,
+        shape=info.shape,
+        missing={one["reason"]: one["items"] for one in missing},
+        examples={one["reason"]: one["such_as"] for one in missing},
+        remarks=remarks,
+        up_to_date=True,
+    )
 
 
 def original_name(manifest: Manifest, name: str) -> str:
@@ -218,7 +230,11 @@ def import_vectors(
         rows = np.load(file, mmap_mode="r", allow_pickle=False)
     except FileNotFoundError as error:
         raise DatasetError(f"no file {file}") from error
-    except (ValueError, OSError, EOFError) as error:
+    except Exception as error:  # on a broken header or archive NumPy raises whatever it likes
+        if "Python objects" in str(error):
+            raise UnsafeFileError(
+                f"{file} holds Python objects, a pickle, which can run any code; it was refused, and nothing was run"
+            ) from error
         raise DatasetError(
             f"{file} is no plain .npy array or is cut short ({error}); save it with numpy.save"
         ) from error
@@ -364,7 +380,9 @@ def _picture_paths(
         return ["pictures"], paths, [_reason(status.get(token)) for token in items["item_id"]]
     column, root = column or "image", Path(images or folder)
     if column in items.columns:
-        named: list[Path | None] = [root / value if value else None for value in items[column]]
+        named = [file_inside(root, value) if value else None for value in items[column]]
+        values = zip(items[column], named, strict=True)
+        why = [NO_PICTURE if not value else "" if path else OUTSIDE for value, path in values]
         used = [column]
     elif images is None:
         raise DatasetError(
@@ -374,7 +392,8 @@ def _picture_paths(
     else:
         by_stem = {p.stem: p for p in sorted(root.iterdir(), reverse=True) if p.suffix.lower() in PICTURE_ENDINGS}
         named, used = [by_stem.get(token) for token in items["item_id"]], ["item_id"]
-    return used, [[path] if path else [] for path in named], ["" if path else NO_PICTURE for path in named]
+        why = ["" if path else NO_PICTURE for path in named]
+    return used, [[path] if path else [] for path in named], why
 
 
 def _reason(status: str | None) -> str:
@@ -403,6 +422,9 @@ def _write(
     if contents.kind == "text" and not contents.unique:
         raise DatasetError(f"none of the {len(filled)} items has text; choose other text columns with --columns")
     missing, examples = _missing(folder, name, contents.tokens, filled.tolist(), encoded.item_reasons())
+    if missing:
+        kept = [{"reason": why, "items": n, "such_as": examples[why]} for why, n in missing.items()]
+        made["settings"]["missing"] = kept
     shape = (int(per_item.sum()), encoded.width)
     n_bytes = 4 * shape[0] * shape[1]
     blocks = _Watched(encoded.item_rows(at_once=max(1, BLOCK_BYTES // (4 * shape[1]))))

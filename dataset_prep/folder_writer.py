@@ -79,9 +79,9 @@ def place_of(out: Path, name: str) -> Path:
     """The folder of this name in another one.
 
     Raises:
-        SettingError: no name, or one that leads elsewhere.
+        SettingError: no name, one that leads elsewhere, or one with tabs and the like.
     """
-    if not name or name != Path(name).name or name.startswith("."):
+    if not name or name != Path(name).name or name.startswith(".") or not name.isprintable():
         raise SettingError(f"--name is {name!r}, expected the name of a folder without a path; see --out")
     return Path(out) / name
 

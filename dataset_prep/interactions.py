@@ -67,7 +67,8 @@ def read_interactions(
     owner = "basket" if by_basket else "user"
     problems[f"its {names[owner]} is empty"] = (frame[owner] == "").to_numpy()
     time = pd.to_numeric(frame["time"], errors="coerce").to_numpy(dtype=np.float64)
-    problems[f"its {columns.time} is no number (texts such as 2014-03-01 are not read)"] = ~np.isfinite(time)
+    dates = "dates such as 2014-03-01 are read by: python -m dataset_prep table --time-unit iso"
+    problems[f"its {columns.time} is no number ({dates})"] = ~np.isfinite(time)
     problems[f"its {columns.time} is negative"] = time < 0
 
     line_of = frame.index.to_numpy() + 2

@@ -100,6 +100,6 @@ def _positive(text: str) -> float:
         number = float(text)
     except ValueError:
         number = 0.0
-    if not 0 < number < float("inf"):
-        raise argparse.ArgumentTypeError(f"a number above 0, not {text}")
+    if not 0.001 <= number <= 1_000_000:
+        raise argparse.ArgumentTypeError(f"a number from 0.001 to 1000000, not {text}")
     return number

@@ -11,21 +11,18 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass, field, fields
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
 
 from dataset_prep.cleaning import (
-    DUPLICATES,
-    POLICIES,
     WITHOUT,
     ItemCounts,
     ItemSpool,
     Ledger,
-    Step,
     compacted,
     count_items,
     drop_duplicates,
@@ -38,267 +35,23 @@ from dataset_prep.cleaning import (
 from dataset_prep.events import Events
 from dataset_prep.folder_writer import refuse_existing, remove_leftovers, write_folder
 from dataset_prep.locking import locked
+from dataset_prep.preparation_report import REJECTED_FILE, PreparationReport
+from dataset_prep.preparation_settings import PreparationSettings
 from dataset_prep.price import PriceReport, PriceSettings, with_price_levels
 from dataset_prep.protocols import Cuts, cuts_by_share, split_by_time
 from dataset_prep.session_folder import bad_id, check_parts, write_parts
-from dataset_prep.sessions import CHOICES as SESSION_CHOICES
-from dataset_prep.sessions import DEFAULT_LIST_LENGTH, Meant, SessionSettings, make_sessions, settings_that_apply
+from dataset_prep.session_settings import DEFAULT_LIST_LENGTH
+from dataset_prep.sessions import make_sessions
 from dataset_prep.sources import Source
-from dataset_prep.sources.rejects import MAX_SHARE, Rejects
+from dataset_prep.sources.rejects import Rejects
 from recbole_mm.data.files import sha256_of, write_atomically, write_table
 from recbole_mm.data.layout import SPLITS, Manifest
-from recbole_mm.errors import DatasetError, SettingError, nearest
+from recbole_mm.errors import DatasetError, SettingError
 
 if TYPE_CHECKING:
     from pandas import DataFrame
 
-PROTOCOLS = ("leave-one-out", "time", "sessions")
-REJECTED_FILE = "rejected.tsv.gz"
-CHOICES = {
-    **{name: known for name, known in SESSION_CHOICES.items() if name not in ("bad_rows", "time_unit")},
-    "protocol": PROTOCOLS,
-    "duplicates": DUPLICATES,
-    **{f"without_{what}": POLICIES for what in WITHOUT},
-}
-NOTES = {
-    "leave-one-out": (
-        "of each user, the last interaction is the test and the last but one validation; these lie at different times, "
-        "so that training sees what is the future for other users"
-    ),
-    "time": "one moment parts training from validation and one validation from test, for all users",
-    "sessions": "sessions are split whole",
-}
 BLOCK = 1 << 16  # interactions that are made into text at once
-
-
-@dataclass(frozen=True)
-class PreparationSettings:
-    """How a dataset is prepared.
-
-    Attributes:
-        protocol: "leave-one-out" leaves the split to RecBole; "time" cuts the histories of users at two moments for
-            all; "sessions" makes sessions and splits those.
-        duplicates: of `cleaning.drop_duplicates`.
-        min_user, min_item: interactions of a user and of an item, at least, until nothing changes. With "sessions",
-            users may have fewer afterwards, items not.
-        without_metadata, without_text, without_image, without_price: "keep" or "drop" items without a row in the
-            metadata, without title and description, without a picture's address, without a price.
-        max_rejected: share of a file's rows that may be unusable.
-        sessions, gap, session_order, repeats, min_length, split, prefixes: of `SessionSettings`; for "sessions".
-        longest: newest items that are kept: of a session, or before a target with "time".
-        valid_share, test_share: of the interactions for "time", of the sessions for "sessions".
-        valid_from, test_from, cuts_from: moments instead of shares, as in `SessionSettings`.
-        cold_items, cold_share: of `protocols.split_by_time` and `SessionSettings`.
-        seed: of the shuffling of sessions and of the draw of cold items.
-    """
-
-    protocol: str = "leave-one-out"
-    duplicates: str = "keep"
-    min_user: int = 5
-    min_item: int = 5
-    without_metadata: str = "keep"
-    without_text: str = "keep"
-    without_image: str = "keep"
-    without_price: str = "keep"
-    max_rejected: float = MAX_SHARE
-    sessions: str | None = None
-    gap: float = 1800.0
-    session_order: str = "given"
-    repeats: str = "keep"
-    min_length: int = 2
-    split: str = "time"
-    prefixes: str = "train"
-    longest: int = 50
-    valid_share: float = 0.1
-    test_share: float = 0.1
-    valid_from: str | float | None = None
-    test_from: str | float | None = None
-    cuts_from: Path | None = None
-    cold_items: str = "drop"
-    cold_share: float = 0.0
-    seed: int = 2020
-
-    def __post_init__(self) -> None:
-        for name, known in CHOICES.items():
-            if getattr(self, name) not in known and not (name == "sessions" and self.sessions is None):
-                raise SettingError(f"{name} is {getattr(self, name)!r}, expected one of {list(known)}")
-        for name in ("min_user", "min_item"):
-            if getattr(self, name) < 1:
-                raise SettingError(f"{name} is {getattr(self, name)}, expected at least 1")
-        if not 0 <= self.max_rejected <= 1:
-            raise SettingError(f"max_rejected is {self.max_rejected}, expected a share from 0 to 1")
-        if self.protocol == "sessions" and self.sessions is None:
-            raise SettingError(f"protocol sessions needs sessions, one of {list(SESSION_CHOICES['sessions'])}")
-        if self.sessions is not None and self.protocol != "sessions":
-            raise SettingError(
-                f"sessions is {self.sessions!r}, which belongs to protocol sessions, not {self.protocol}"
-            )
-        self.session_settings()  # checks the others
-
-    @property
-    def has_cuts(self) -> bool:
-        """Whether cut points are given, rather than shares."""
-        return self.valid_from is not None or self.cuts_from is not None
-
-    def session_settings(self) -> SessionSettings:
-        """Those of the sessions; "user" where there are none, whose cut points and cold items apply all the same."""
-        names = {field.name for field in fields(self)} & {field.name for field in fields(SessionSettings)}
-        values = {name: getattr(self, name) for name in names - {"sessions", "duplicates"}}
-        return SessionSettings(sessions=self.sessions or "user", min_item_count=self.min_item, **values)
-
-    def that_apply(self) -> dict[str, Any]:
-        """Without those that mean nothing here; for the manifest."""
-        return settings_that_apply(self, MEANT_WHEN)
-
-
-def _by_time(settings: PreparationSettings) -> bool:
-    return settings.protocol == "time" or settings.protocol == "sessions" and settings.split == "time"
-
-
-_SESSIONS = ("--protocol sessions", lambda s: s.protocol == "sessions")
-_SPLIT = ("--protocol time or sessions", lambda s: s.protocol != "leave-one-out")
-_SHARES = ("--protocol time, or sessions split by time, without cut points", lambda s: _by_time(s) and not s.has_cuts)
-_BY_TIME = "--protocol time, or sessions split by time"
-MEANT_WHEN: Meant = {
-    **dict.fromkeys(("sessions", "session_order", "repeats", "min_length", "split", "prefixes"), _SESSIONS),
-    "gap": ("--sessions gap", lambda s: s.sessions == "gap"),
-    **dict.fromkeys(("longest", "cold_items"), _SPLIT),
-    "seed": ("--cold-share or --session-order random", lambda s: s.cold_share > 0 or s.session_order == "random"),
-    **dict.fromkeys(("valid_share", "test_share"), _SHARES),
-    "valid_from": (_BY_TIME, lambda s: _by_time(s) and s.valid_from is not None),
-    "test_from": (_BY_TIME, lambda s: _by_time(s) and s.test_from is not None),
-    "cuts_from": (_BY_TIME, lambda s: _by_time(s) and s.cuts_from is not None),
-    "cold_share": (_BY_TIME, _by_time),
-}
-
-
-def settings_of(given: Mapping[str, Any]) -> PreparationSettings:
-    """Settings out of those that somebody gave, by name.
-
-    Raises:
-        SettingError: an unknown name, a wrong value, or one that means nothing with the others.
-    """
-    known = [field.name for field in fields(PreparationSettings)]
-    for name in given:
-        if name not in known:
-            raise SettingError(f"no setting {name!r} of the preparation{nearest(name, known)}; there are {known}")
-    settings = PreparationSettings(**given)
-    for name in given:
-        if name in MEANT_WHEN and not MEANT_WHEN[name][1](settings):
-            raise SettingError(f"--{name.replace('_', '-')} belongs to {MEANT_WHEN[name][0]}; leave it out")
-    return settings
-
-
-# ---------------------------------------------------------------- report
-
-
-@dataclass(frozen=True)
-class PreparationReport:
-    """What became of a source: ``n_read`` is ``n_interactions`` and what all ``steps`` dropped.
-
-    Attributes:
-        settings: as given.
-        source: as the source describes itself.
-        n_read: interactions that were read, with those set aside.
-        steps: what was dropped, in order.
-        n_users, n_items, n_interactions: that are left; with sessions, users before these are filtered.
-        n_duplicates: interactions equal to an earlier one in user, item and time, whether kept or not.
-        equal_times: share of neighbours in a history or session at the same time, whose order is that of the source.
-        items: what is known of the items.
-        rejected: unusable rows, by file and reason.
-        fixed: what the source mended without losing a row.
-        parts: of each part, the number of users or sessions, interactions, rows and different items; empty for
-            leave-one-out.
-        cuts: between the parts, if there are any.
-        n_cold: interactions of validation and test with items that training has not.
-        cold_items, n_drawn: items that training has not and that are kept; of them, taken out of it on purpose.
-        prices: what became of the prices.
-        remarks: further things to know.
-    """
-
-    settings: PreparationSettings
-    source: dict[str, Any]
-    n_read: int
-    steps: tuple[Step, ...]
-    n_users: int
-    n_items: int
-    n_interactions: int
-    n_duplicates: int
-    equal_times: float
-    items: ItemCounts
-    rejected: dict[str, dict[str, int]]
-    fixed: dict[str, int]
-    parts: dict[str, dict[str, int]] = field(default_factory=dict)
-    cuts: Cuts | None = None
-    n_cold: dict[str, int] = field(default_factory=dict)
-    cold_items: tuple[str, ...] = ()
-    n_drawn: int = 0
-    prices: PriceReport | None = None
-    remarks: tuple[str, ...] = ()
-
-    def as_settings(self) -> dict[str, Any]:
-        """For the manifest: settings, source, cut points and all counts."""
-        counts = {name: getattr(self, name) for name in ("n_read", "n_users", "n_items", "n_interactions")}
-        dropped, items_dropped = {}, {}
-        for step in self.steps:
-            dropped[step.reason] = dropped.get(step.reason, 0) + step.interactions
-            if step.items:
-                items_dropped[step.reason] = items_dropped.get(step.reason, 0) + step.items
-        counts |= {"dropped": dropped, "items_dropped": items_dropped}
-        counts |= {"n_duplicates": self.n_duplicates, "equal_times": self.equal_times}
-        counts["n_items_with_metadata"] = self.items.n_rows
-        counts["items_with"] = self.items.columns
-        counts["cleaned"] = {f"{name}: fields with entities, tags, ...": n for name, n in self.items.changed.items()}
-        counts["no_price"] = self.items.no_price
-        counts["rejected"] = {f"{file}: {why}": n for file, all in self.rejected.items() for why, n in all.items()}
-        counts["fixed"] = self.fixed
-        counts |= {"parts": self.parts} if self.parts else {}
-        counts["cold"] = self.n_cold
-        if self.cold_items:
-            counts |= {"n_cold_items": len(self.cold_items), "n_drawn_cold_items": self.n_drawn}
-        made = {"made_by": "preparation", **self.settings.that_apply(), "protocol_note": NOTES[self.settings.protocol]}
-        made |= {"source": self.source, "counts": counts, "remarks": list(self.remarks)}
-        made |= {"cuts": self.cuts.as_settings()} if self.cuts else {}
-        return made | ({"prices": self.prices.as_settings()} if self.prices else {})
-
-    def __str__(self) -> str:
-        n_dropped = self.n_read - self.n_interactions
-        n_sessions = sum(part.get("sessions", 0) for part in self.parts.values())
-        owners = f"{n_sessions:,} sessions" if n_sessions else f"{self.n_users:,} users"
-        lines = [
-            f"{self.n_read:,} interactions read, {self.n_interactions:,} kept, {n_dropped:,} dropped",
-            *(
-                f"  {step.interactions:,} dropped: {step.reason}" + (f" ({step.items:,} items)" if step.items else "")
-                for step in self.steps
-            ),
-            f"{owners}, {self.n_items:,} items, {self.n_interactions:,} interactions",
-            f"protocol {self.settings.protocol}: {NOTES[self.settings.protocol]}",
-        ]
-        for name, part in self.parts.items():
-            cold = f", {self.n_cold[name]:,} interactions with cold items" if self.n_cold.get(name) else ""
-            lines.append(f"  {name}: " + ", ".join(f"{n:,} {what}" for what, n in part.items()) + cold)
-        if self.cuts:
-            lines.append(f"  {self.cuts}")
-        if self.cold_items:
-            drawn = f", {self.n_drawn:,} of them taken out of it" if self.n_drawn else ""
-            lines.append(f"  cold items: {len(self.cold_items):,} that training has not{drawn}")
-        found = self.items
-        lines.append(
-            f"metadata of {found.n_rows:,} of {found.n:,} items" if found.n_rows else "no metadata of the items"
-        )
-        lines += [f"  {name}: {n:,} ({n / found.n:.1%})" for name, n in found.columns.items()]
-        if found.no_price and (found.columns.get("price") or set(found.no_price) != {"empty"}):
-            lines.append("  no price: " + ", ".join(f"{n:,} {why}" for why, n in found.no_price.items()))
-        if found.changed:
-            listed = ", ".join(f"{n:,} {name}" for name, n in found.changed.items())
-            lines.append(f"  entities, tags and control characters removed from: {listed}")
-        for file, reasons in self.rejected.items():
-            listed = ", ".join(f"{n:,} {why}" for why, n in reasons.items())
-            lines.append(f"rows set aside of {file}: {listed}; see {REJECTED_FILE}")
-        lines += [f"mended in the source: {n:,} {what}" for what, n in self.fixed.items()]
-        lines += [str(self.prices)] if self.prices else []
-        return "\n".join(lines + [f"remark: {remark}" for remark in self.remarks])
-
 
 # ---------------------------------------------------------------- preparation
 
@@ -333,7 +86,8 @@ def prepare(
     folder = Path(os.path.abspath(folder))
     with locked(folder):
         remove_leftovers(folder)
-        asked = _asked(settings, prices, source)
+        cuts = settings.session_settings().cuts()
+        asked = _asked(settings, prices, source, cuts)
         if keep and folder.is_dir():
             if _was_made_of(folder, asked, source):
                 return None
@@ -342,7 +96,6 @@ def prepare(
                 "or choose another place with --out"
             )
         refuse_existing(folder, overwrite=overwrite)
-        cuts = settings.session_settings().cuts()
         rejects = Rejects(max_share=settings.max_rejected)
         events = source.events(rejects)
         if settings.sessions == "basket" and events.basket is None:
@@ -402,10 +155,10 @@ def prepare(
     return report
 
 
-def _asked(settings: PreparationSettings, prices: PriceSettings, source: Source) -> str:
-    """Hex digits that stand for everything but the content of the files."""
+def _asked(settings: PreparationSettings, prices: PriceSettings, source: Source, cuts: Cuts | None) -> str:
+    """Hex digits that stand for everything but the content of the files; the cut points may come from a folder."""
     described = {name: value for name, value in source.described.items() if name != "licence"}
-    everything = [settings.that_apply(), asdict(prices), described]
+    everything = [settings.that_apply(), asdict(prices), described, cuts]
     return hashlib.sha256(json.dumps(everything, sort_keys=True, default=str).encode()).hexdigest()[:16]
 
 
@@ -482,7 +235,10 @@ def _leave_one_out(events: Events, settings: PreparationSettings, cuts: Cuts | N
     n_items = len(events.items)
     cold = np.bincount(item[part == 0], minlength=n_items) == 0
     n_cold = {name: int(cold[item[part == number]].sum()) for number, name in enumerate(SPLITS) if number}
-    remarks = tuple(f"{n:,} {name} targets are items that no training history has" for name, n in n_cold.items() if n)
+    parts = {"valid": "validation", "test": "test"}
+    remarks = tuple(
+        f"{n:,} {parts[name]} targets are items that no training history has" for name, n in n_cold.items() if n
+    )
 
     def write(partial: Path) -> None:
         columns = {
@@ -608,7 +364,8 @@ class _ItemTable:
             for name, values in columns.items():
                 values.append(row.get(name, ""))
         frame = DataFrame(columns or None, index=range(self.counts.n_rows), dtype=object)
-        frame, types, self.prices = with_price_levels(frame, used, settings)
+        asked_for = settings != PriceSettings()
+        frame, types, self.prices = with_price_levels(frame, used, settings, required=asked_for)
         self._made = {name: frame[name].tolist() for name in frame if name not in used}
         self.types |= types
 

@@ -11,9 +11,11 @@ from dataset_prep.arguments import names
 from dataset_prep.card import CARD, write_card
 from dataset_prep.folder_writer import place_of, refuse_existing
 from dataset_prep.interactions import Columns
-from dataset_prep.preparation import CHOICES, PreparationSettings, prepare, settings_of
+from dataset_prep.preparation import prepare
+from dataset_prep.preparation_settings import CHOICES, PreparationSettings, settings_of
 from dataset_prep.price import PriceSettings, add_price_arguments, price_settings
-from dataset_prep.session_command import add_setting_options, given_settings, option_of
+from dataset_prep.session_command import add_setting_options, given_settings
+from dataset_prep.session_settings import option_of
 from dataset_prep.sources import Source
 from dataset_prep.sources.amazon import EDITIONS, AmazonSource
 from dataset_prep.sources.download import fetch_category

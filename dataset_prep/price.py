@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 METHODS = ("logistic", "linear", "quantile")
 POSITIONS = ("last", "first", "all")
 RANGES = ("mean", "low")
-CATEGORY_COLUMNS = ("categories", "category")
+CATEGORY_COLUMNS = ("category", "categories")  # where there are both, the first is meant to be the one
 HIGHEST_PRICE = 1e9  # above, a text is taken for an article number or a mistake
 ONE_STEP = 1e-9  # a price this close below a level's lower edge is on it: 0.3 / 0.1 is a little less than 3
 
@@ -211,7 +211,7 @@ class PriceSettings:
         n_levels: P; 0 makes none.
         method: of `price_levels`.
         price_column: None takes "price" if it is there.
-        category_column: None takes "categories" or "category" if one is there; else all items are one category.
+        category_column: None takes "category" or "categories" if one is there; else all items are one category.
         category_position: of `item_categories`.
         min_category: items of categories with fewer priced items get no level.
         ranges: of `parse_price`.
@@ -265,20 +265,23 @@ class PriceReport:
         used = self.settings
         if used.n_levels == 0:
             return "price levels: none are asked for"
-        if not self.columns:
+        if not self.columns and not self.missing:
             return "price levels: none, the items have no column price"
-        where = f"{self.n_categories} categories ({used.category_position} of {used.category_column!r})"
+        categories = "1 category" if self.n_categories == 1 else f"{self.n_categories} categories"
+        where = f"{categories} ({used.category_position} of {used.category_column!r})"
         if used.category_column is None:
             where = "one category, because the items have no column categories"
         line = (
             f"price levels: {self.n_filled} of {self.n_items} items, {self.n_levels} of {used.n_levels} levels occur; "
             f"{used.method}, in {where}"
         )
+        if not self.columns:
+            line = "price levels: none"
         return "\n".join([line, *(f"  {n} without: {why}" for why, n in self.missing.items())])
 
 
 def with_price_levels(
-    items: DataFrame, types: dict[str, str], settings: PriceSettings
+    items: DataFrame, types: dict[str, str], settings: PriceSettings, *, required: bool = True
 ) -> tuple[DataFrame, dict[str, str], PriceReport]:
     """A table of items with the columns price_level and, if there are categories, category; empty where unknown.
 
@@ -286,9 +289,10 @@ def with_price_levels(
         items: text columns.
         types: of its columns. A price column of type float with texts such as ``$12`` becomes a token, because
             RecBole could not read it.
+        required: refuse items none of which gets a level; else nothing is made of them.
 
     Raises:
-        DatasetError: a column asked for is missing, no item has a price, or a column price_level or category is there
+        DatasetError: a column asked for is missing, no item gets a level, or a column price_level or category is there
             and holds something else.
     """
     price_column = _column(items, settings.price_column, ("price",), "--price-column")
@@ -313,6 +317,8 @@ def with_price_levels(
     missing.update({"no category": int(alone.sum())})
     levels = price_levels(price, category, n_levels=settings.n_levels, method=settings.method)
     missing = {f"price {why}" if why == "empty" else why: n for why, n in missing.most_common() if n}
+    if not levels.any() and not required:
+        return items, types, PriceReport(used, (), len(items), 0, 0, 0, missing)
     if not levels.any():
         reasons = ", ".join(f"{n} {why}" for why, n in missing.items())
         raise DatasetError(f"no item of {len(items)} gets a price level ({reasons}); --price-levels 0 makes none")
@@ -363,7 +369,7 @@ def add_price_arguments(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument("--price-ranges", choices=RANGES, default="mean", help="$10 - $20 is 15 (mean, default) or 10")
     group.add_argument(
-        "--category-column", metavar="NAME", help="of the items (categories or category); without one, all are one"
+        "--category-column", metavar="NAME", help="of the items (category or categories); without one, all are one"
     )
     group.add_argument(
         "--category-position", choices=POSITIONS, default="last", help="name of the list that counts (last)"

@@ -8,10 +8,9 @@ histories of users ──┬─ before valid_from ──────────
 from __future__ import annotations
 
 import hashlib
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import datetime, timezone
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -19,15 +18,14 @@ import numpy as np
 
 from dataset_prep.events import Events
 from dataset_prep.session_folder import Prefixes, Rows
+from dataset_prep.sources.times import UTC, seconds_of_date
 from recbole_mm.data.layout import SPLITS, Manifest
 from recbole_mm.errors import DatasetError, SettingError
 
 if TYPE_CHECKING:
     from dataset_prep.cleaning import Ledger
 
-UTC = timezone.utc  # noqa: UP017, because Python 3.10 has no datetime.UTC
 COLD_ITEMS = ("drop", "keep")
-_DATE = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}.*")
 
 # ---------------------------------------------------------------- cut points
 
@@ -70,10 +68,8 @@ def read_time(text: str | float) -> float:
         SettingError: neither.
     """
     try:
-        if isinstance(text, str) and _DATE.fullmatch(text):
-            found = datetime.fromisoformat(text.replace("Z", "+00:00"))
-            return (found if found.tzinfo else found.replace(tzinfo=UTC)).timestamp()
-        seconds = float(text)
+        found = seconds_of_date(text) if isinstance(text, str) else None
+        seconds = float(text) if found is None else found
     except (ValueError, OverflowError):
         seconds = float("nan")
     if not np.isfinite(seconds):

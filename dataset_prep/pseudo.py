@@ -20,7 +20,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -83,18 +82,18 @@ def _make(folder: Path, name: str, *, neighbours: int, by: Sequence[str] | None)
     manifest = Manifest.load(folder)
     result, _, source = name.partition("_from_")
     query, candidate = (source, source) if by is None else _two_names(by)
-    result, query, candidate = (original_name(manifest, part) for part in (result, query, candidate))
     used = list(dict.fromkeys((result, query, candidate)))
-    _require(folder, name, used, manifest)
+    original = {part: original_name(manifest, part) for part in used}
+    _require(folder, name, list(original.values()), manifest)
     if by is not None:
-        _check_one_space(folder, query, candidate, manifest)
-    made_of = {part: manifest.files[manifest.features[part].file].sha256 for part in used}
+        _check_one_space(folder, original[query], original[candidate], manifest)
+    made_of = {part: manifest.files[manifest.features[original[part]].file].sha256 for part in used}
     settings = {"neighbours": neighbours, "made_of": made_of} | ({} if by is None else {"by": [query, candidate]})
     there = manifest.features.get(original_name(manifest, name))
     if there is not None and (there.encoder, there.settings) == (ENCODER, settings):
         if is_whole(folder, manifest, there):
             return known_report(folder, name, n_items=len(tokens))
-    vectors = {part: _item_means(read_feature(folder, part, manifest=manifest), tokens) for part in used}
+    vectors = {part: _item_means(read_feature(folder, original[part], manifest=manifest), tokens) for part in used}
     (results, has_result), (queries, has_query) = vectors[result], vectors[query]  # [N, F'], [N], [N, F], [N]
     if not has_query.any():
         raise DatasetError(f"{folder.name}: none of the {len(tokens)} items has a row in the feature {query!r}")
@@ -210,7 +209,7 @@ def _two_names(by: Sequence[str]) -> tuple[str, str]:
 def _check_one_space(folder: Path, query: str, candidate: str, manifest: Manifest) -> None:
     """Refuse two features whose cosines mean nothing: of different widths, or known to be of different weights."""
     widths = [manifest.features[part].shape[1] for part in (query, candidate)]
-    weights = [_weights(manifest.features[part].settings) for part in (query, candidate)]
+    weights = [manifest.features[part].settings.get("weights_sha256") for part in (query, candidate)]
     if widths[0] != widths[1] or (all(weights) and weights[0] != weights[1]):
         why = (
             "have the widths {} and {}".format(*widths)
@@ -221,11 +220,6 @@ def _check_one_space(folder: Path, query: str, candidate: str, manifest: Manifes
             f"{query} and {candidate} of {folder.name} {why}, so that they cannot be compared; "
             "make both with one CLIP model, as the encoders clip_text and clip do"
         )
-
-
-def _weights(settings: dict[str, Any]) -> Any:
-    """What features of one space agree in: the model, or what a reduction was fitted on; None if unknown."""
-    return settings.get("reduction", {}).get("made_of") or settings.get("weights_sha256")
 
 
 def _item_means(feature: Feature, tokens: list[str]) -> tuple[np.ndarray, np.ndarray]:

@@ -7,7 +7,16 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from dataset_prep.arguments import names
-from dataset_prep.recipes import STEPS, commands_of, compare, find_recipe, recipe_names, run_recipe, with_changes
+from dataset_prep.recipes import (
+    STEPS,
+    commands_of,
+    compare,
+    find_recipe,
+    next_command,
+    recipe_names,
+    run_recipe,
+    with_changes,
+)
 from recbole_mm.errors import SettingError
 
 EXAMPLES = """examples:
@@ -81,8 +90,10 @@ def _run(options: argparse.Namespace, run: Callable[[Sequence[str]], None]) -> N
         run_recipe(lines, lambda line: None)
         return
     run_recipe(lines, run)
-    print(compare(recipe, options.out / recipe.name))
-    print(f"ready: python run_recbole_mm.py --model=MSM4SR --dataset={recipe.name}")
+    if "prepare" in options.steps:
+        print(compare(recipe, options.out / recipe.name))
+    if {"features", "reduce"} <= set(options.steps) and options.features is None:
+        print(f"ready: {next_command(recipe, options.out)}")
 
 
 def _files(options: argparse.Namespace, command: str) -> dict[str, object]:

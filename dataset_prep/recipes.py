@@ -26,7 +26,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from recbole_mm.errors import DatasetError, SettingError, nearest
+from recbole_mm.errors import SettingError, nearest
 from recbole_mm.paths import properties_dir
 
 KEYS = ("title", "note", "prepare", "pictures", "features", "reduce", "expected")
@@ -268,7 +268,7 @@ def run_recipe(lines: Sequence[Sequence[str]], run: Callable[[Sequence[str]], No
 
 
 def compare(recipe: Recipe, folder: Path) -> str:
-    """The figures of a folder beside the published ones, a line; says so if there are none.
+    """The figures of a folder beside the published ones, a line; says so if none can be compared.
 
     Raises:
         DatasetError: the folder cannot be read.
@@ -280,9 +280,25 @@ def compare(recipe: Recipe, folder: Path) -> str:
         return f"{recipe.name}: no published figures to compare with"
     found = describe(folder)
     ours = {found.owner: len(found.lengths), "items": found.n_items, "interactions": found.n_interactions}
+    if foreign := [key for key in published if key not in ours]:
+        return f"{recipe.name}: figures of {foreign[0]} are published, but the folder holds {found.owner}"
     parts = []
     for key, value in published.items():
-        if key not in ours:
-            raise DatasetError(f"{recipe.name}: figures of {key} are published, but the folder holds {found.owner}")
         parts.append(f"{key} {ours[key]:,} (published {value:,}, {ours[key] / value - 1:+.2%})")
     return f"{recipe.name}: {', '.join(parts)}; published by {recipe.expected.get('source', 'the paper')}"
+
+
+def next_command(recipe: Recipe, out: Path) -> str:
+    """The command line that runs a model on a prepared folder in ``out``.
+
+    Raises:
+        DatasetError: the folder cannot be read.
+    """
+    from dataset_prep.description import describe
+
+    model = "MMSBR" if recipe.prepare.get("protocol") == "sessions" else "MSM4SR"
+    dataset = recipe.name if out == Path("dataset") else out / recipe.name
+    found = describe(out / recipe.name)
+    lacking = any(feature.n_covered < found.n_items for feature in found.features.values())
+    command = f"python run_recbole_mm.py --model={model} --dataset={dataset}"
+    return command + " --missing_features=zero" * lacking  # pictures that are gone, and such

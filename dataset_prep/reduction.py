@@ -20,11 +20,13 @@ from typing import Any
 
 import numpy as np
 
+from dataset_prep.encoding.engine import is_whole
 from dataset_prep.features import original_name
 from dataset_prep.locking import locked
 from recbole_mm.data.files import numbers, read_table
 from recbole_mm.data.layout import (
     Feature,
+    FeatureInfo,
     Manifest,
     data_fingerprint,
     folder_kind,
@@ -82,19 +84,21 @@ class ReductionReport:
         explained: share of the variance that is left, by feature; one number for those that were fitted together.
         n_items: items that were fitted on.
         fit_on: "train" or "all".
+        up_to_date: features that were there already, made of the same rows in the same way.
     """
 
     widths: dict[str, tuple[int, int]]
     explained: dict[str, float]
     n_items: int
     fit_on: str
+    up_to_date: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         which = "items of the training part" if self.fit_on == "train" else "items"
         lines = [f"fitted on {self.n_items} {which}"]
         lines += [
             f"feature {name!r}: width {before} to {after}, {self.explained[name]:.1%} of the variance"
-            f"; the original is {name}_full"
+            f"; the original is {name}_full" + ("; up to date, nothing was done" if name in self.up_to_date else "")
             for name, (before, after) in self.widths.items()
         ]
         return "\n".join(lines)
@@ -114,7 +118,7 @@ def reduce_features(
 
     Features whose names agree before ``_from_`` are fitted as one, such as image and image_from_text. Every row is
     mapped by itself, so that several rows of an item stay several. O(S F^2 + F^3) time and O(F^2) memory beside the
-    result. The same folder gives the same bytes.
+    result. The same folder gives the same bytes; what was made of the same rows in the same way is left alone.
 
     Args:
         names: of the features.
@@ -127,7 +131,8 @@ def reduce_features(
         progress: show a progress bar on stderr.
 
     Raises:
-        SettingError: a width that cannot be had, names the largest; an unknown value; twins of different widths.
+        SettingError: a width that cannot be had, names the largest; an unknown value; twins of different widths; a name
+            that is the original of a reduced feature.
         DatasetError: a feature is missing or broken, or none of its items occurs in training.
     """
     folder, names = Path(folder), list(dict.fromkeys(names))
@@ -154,6 +159,10 @@ def _reduce(
             f"{folder.name} has no feature {', '.join(map(repr, missing))}, only {sorted(manifest.features)}\n"
             f"  make it with: python -m dataset_prep features --dataset {folder} --feature {missing[0]}"
         )
+    for name in names:
+        short = name.removesuffix("_full")
+        if short != name and original_name(manifest, short) == name:
+            raise SettingError(f"{name} keeps the original of {short}; reduce {short}, which starts from it")
     full = {name: read_feature(folder, original, manifest=manifest) for name, original in originals.items()}
     fitting_items = training_items(folder) if fit_on == "train" else None
     provenance: dict[str, Any] = {"whiten": whiten, "scale": scale, "fit_on": fit_on}
@@ -161,27 +170,36 @@ def _reduce(
         provenance["interactions"] = data_fingerprint(folder)
 
     made: dict[str, tuple[np.ndarray, dict[str, Any]]] = {}
-    explained, fitted_on = {}, set()
+    explained, fitted_on, kept = {}, set(), []
     with threadpool_limits(limits=1), tqdm(total=len(names), unit="feature", disable=not progress, leave=False) as bar:
         for twins in _twins(names):
-            projection = _fit(folder, twins, full, fitting_items, width=width, whiten=whiten, scale=scale)
-            reduction = {
+            for name in twins:
+                fitted_on |= _items_of(full[name], fitting_items)
+            wanted = {
                 **provenance,
                 "width": width,
                 "fitted_with": twins,
-                "n_rows": projection.n_rows,
-                "explained_variance": round(projection.explained, 6),
                 "made_of": {twin: manifest.files[manifest.features[originals[twin]].file].sha256 for twin in twins},
             }
+            if all(_is_up_to_date(folder, manifest, name, originals[name], wanted) for name in twins):
+                for name in twins:
+                    explained[name] = manifest.features[name].settings["reduction"]["explained_variance"]
+                kept += twins
+                bar.update(len(twins))
+                continue
+            projection = _fit(folder, twins, full, fitting_items, width=width, whiten=whiten, scale=scale)
+            reduction = {
+                **wanted,
+                "n_rows": projection.n_rows,
+                "explained_variance": round(projection.explained, 6),
+            }
             for name in twins:
-                info = manifest.features[originals[name]]
-                of = {"encoder": info.encoder, "source": info.source, "settings": info.settings}
-                made[name] = projection(full[name].rows), {"reduction": reduction, "of": of}
+                settings = {"reduction": reduction, "of": _provenance(manifest.features[originals[name]])}
+                made[name] = projection(full[name].rows), settings
                 explained[name] = projection.explained
-                fitted_on |= _items_of(full[name], fitting_items)
                 bar.update()
 
-    for name in names:
+    for name in made:
         info, feature = manifest.features[originals[name]], full[name]
         counts = feature.counts if info.counts else None
         if originals[name] == name:
@@ -195,7 +213,27 @@ def _reduce(
             settings=settings,
         )  # fmt: skip
     widths = {name: (full[name].rows.shape[1], width) for name in names}
-    return ReductionReport(widths=widths, explained=explained, n_items=len(fitted_on), fit_on=fit_on)
+    return ReductionReport(
+        widths=widths, explained=explained, n_items=len(fitted_on), fit_on=fit_on, up_to_date=tuple(kept)
+    )
+
+
+def _provenance(info: FeatureInfo) -> dict[str, Any]:
+    return {"encoder": info.encoder, "source": info.source, "settings": info.settings}
+
+
+def _is_up_to_date(folder: Path, manifest: Manifest, name: str, original: str, wanted: dict[str, Any]) -> bool:
+    """Whether a feature is what this reduction of its original would make."""
+    info, full = manifest.features.get(name), manifest.features[original]
+    if info is None or original == name or info.settings.get("of") != _provenance(full):
+        return False
+    reduction = info.settings["reduction"]
+    if any(reduction.get(key) != value for key, value in wanted.items()):
+        return False
+    hashes = [
+        [file and manifest.files[file].sha256 for file in (entry.items, entry.counts)] for entry in (info, full)
+    ]  # of the items and of how many rows each has
+    return hashes[0] == hashes[1] and is_whole(folder, manifest, info)
 
 
 def _fit(

@@ -200,7 +200,7 @@ def read_array(path: Path, problems: Problems) -> np.ndarray | None:
         start = file.read(len(NUMPY_MAGIC))
     try:
         array = np.load(path, allow_pickle=False)
-    except (ValueError, OSError, EOFError, MemoryError) as error:
+    except Exception as error:  # on a broken header or archive NumPy raises whatever it likes, even MemoryError
         if "allow_pickle" in str(error) and start.startswith((NUMPY_MAGIC, PICKLE_MAGIC)):
             raise UnsafeFileError(
                 f"{path} holds Python objects, a pickle, which can run any code; it was refused, and nothing was run\n"

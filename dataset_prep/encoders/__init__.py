@@ -7,13 +7,13 @@ encoders and no others.
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Sequence
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
+from dataset_prep.encoders.options import check_options
 from recbole_mm.errors import SettingError, nearest
 
 if TYPE_CHECKING:
@@ -47,6 +47,7 @@ class Encoder(Protocol):
         settings: enough to make the same vectors again; complete once ``fit`` and ``encode`` have run.
         transform: of encoders of pictures: makes of an RGB ``PIL.Image.Image`` the array that ``encode`` takes. It can
             be pickled and is light: workers that decode pictures run it.
+        counts: of encoders that count something: `counts.Counts`.
     """
 
     name: str
@@ -90,7 +91,8 @@ def build_encoder(name: str | None, *, feature: str, **options: Any) -> Encoder:
         options: constructor arguments; those that are None are left at their defaults.
 
     Raises:
-        SettingError: no such encoder, no default for the feature, or an option the encoder does not have.
+        SettingError: no such encoder, no default for the feature, an option the encoder does not have, or a value of
+            another type.
     """
     name = name or DEFAULT_ENCODERS.get(feature)
     if name is None:
@@ -100,8 +102,5 @@ def build_encoder(name: str | None, *, feature: str, **options: Any) -> Encoder:
         )
     encoder = find_encoder(name)
     options = {key: value for key, value in options.items() if value is not None}
-    takes = list(inspect.signature(encoder).parameters)
-    if foreign := [key for key in options if key not in takes]:
-        flags = ", ".join("--" + key.replace("_", "-") for key in foreign)
-        raise SettingError(f"encoder {name!r} has no option {flags}; its settings are {takes}")
+    check_options(options, encoder, called=f"encoder {name!r}", as_flags=True)
     return encoder(**options)

@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from dataset_prep.encoders.counts import Counts
 from dataset_prep.encoders.devices import choose_device, choose_precision, inference, require_finite
 from dataset_prep.encoders.model_files import check_revision, first_line, model_settings, quiet_loading
-from dataset_prep.encoders.tokens import batches_by_length, count_truncated, token_counts
+from dataset_prep.encoders.tokens import batches_by_length, count_truncated, n_positions, token_counts
 from dataset_prep.encoders.torchvision_ops import mend_torchvision
 from recbole_mm.errors import SettingError, nearest
 
@@ -71,7 +72,7 @@ class BertEncoder:
         self._max_length = self._choose_max_length(max_length)
         self._pooling, self._batch_size = pooling, batch_size
         self._tokenizing = threading.Lock()  # a tokenizer's limits are its state
-        self.counts = {"truncated": 0}
+        self.counts = Counts("truncated")
         self.settings: dict[str, Any] = {
             **model_settings(model, revision, packages=PACKAGES),
             "pooling": pooling,
@@ -81,7 +82,7 @@ class BertEncoder:
         self.settings["width"] = len(self.encode(["width"])[0])
 
     def _choose_max_length(self, max_length: int | None) -> int:
-        limits = (self._tokenizer.model_max_length, getattr(self._model.config, "max_position_embeddings", None))
+        limits = (self._tokenizer.model_max_length, n_positions(self._model))
         largest = min((limit for limit in limits if limit and 0 < limit < 1_000_000), default=None)
         if max_length is None:
             return largest or MAX_LENGTH
@@ -159,6 +160,11 @@ def _load(model: str, revision: str | None, *, pooling: str) -> tuple[Any, Any]:
             f"cannot load the text encoder {model!r} ({type(error).__name__}: {first_line(error)})\n"
             "  give --model a folder with a transformers model and its tokenizer, or a name on the hub while online"
         ) from error
+    tokenizer.pad_token = (
+        tokenizer.pad_token or tokenizer.eos_token or tokenizer.unk_token
+    )  # any does, for it is masked
+    if tokenizer.pad_token is None:
+        raise SettingError(f"the tokenizer of {model!r} has no token to pad texts with; name a pad_token in its folder")
     missing = sorted(key for key in loading["missing_keys"] if not key.endswith("position_ids"))
     if random := [key for key in missing if "pooler" not in key]:
         raise SettingError(

@@ -7,7 +7,7 @@ Differences from the released code: the names go to the text encoder as one text
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -92,7 +92,7 @@ class ClassNamesEncoder:
         self._n_classes = n_classes
         self._text = build_text_encoder(text_encoder, text_options, shared, texts=self._labels)
         self.transform: Callable[[Image], np.ndarray] = self._classifier.image_transform
-        self.counts: dict[str, int] = getattr(self._text, "counts", {})
+        self.counts: Mapping[str, int] = getattr(self._text, "counts", {})
         self.settings: dict[str, Any] = {
             "classifier": self._classifier.settings,
             "labels_sha256": hashlib.sha256("\n".join(self._labels).encode()).hexdigest(),

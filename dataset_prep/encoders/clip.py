@@ -30,6 +30,7 @@ from typing import Any
 import numpy as np
 
 from dataset_prep.encoders.checkpoints import cannot_load
+from dataset_prep.encoders.counts import Counts
 from dataset_prep.encoders.devices import choose_device, choose_precision, inference, require_finite
 from dataset_prep.encoders.model_files import first_line, model_settings, quiet_loading, versions
 from dataset_prep.encoders.tokens import batches_by_length, count_truncated, token_counts
@@ -42,6 +43,7 @@ DEFAULT_MODEL, DEFAULT_PRETRAINED = "ViT-B-32", "openai"
 HUB, FOLDER = "hf-hub:", "local-dir:"
 OPEN_CLIP_CONFIG, TRANSFORMERS_CONFIG = "open_clip_config.json", "config.json"
 CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
+PACKAGES = ("open_clip_torch", "transformers", "tokenizers", "torch", "pillow")
 INSTALL = 'install it with: pip install "recbole_mm[encoders]"'
 REMEDY = (
     "give --model a folder with open_clip_config.json or a transformers CLIP, or a name on the hub while online;"
@@ -220,7 +222,7 @@ def _find(model: str, *, pretrained: str | None, revision: str | None) -> tuple[
     folder = _hub_folder(model.removeprefix(HUB), revision) if on_hub else path
     if not any((folder / name).is_file() for name in (OPEN_CLIP_CONFIG, TRANSFORMERS_CONFIG)):
         raise SettingError(f"{folder} holds neither {OPEN_CLIP_CONFIG} nor {TRANSFORMERS_CONFIG}\n  {REMEDY}")
-    settings = model_settings(str(folder), None, packages=("open_clip_torch", "transformers", "tokenizers", "torch"))
+    settings = model_settings(str(folder), None, packages=PACKAGES)
     if on_hub:
         settings |= {"model": model.removeprefix(HUB), "revision": folder.name}
     return folder, settings
@@ -291,7 +293,7 @@ class _OpenClip:
                 "model": name,
                 "pretrained": pretrained if tag else file.name,
                 "weights_sha256": {file.name: sha256_of(file)},
-                "versions": versions(("open_clip_torch", "torch")),
+                "versions": versions(PACKAGES),
             }
         quick_gelu = bool(tag.get("quick_gelu"))  # these weights were trained with that approximation
         try:
@@ -313,7 +315,8 @@ class _OpenClip:
             fill=own["fill_color"],
         )
         self.mean, self.std = own["mean"], own["std"]
-        self.counts = {"truncated": 0}
+        self.counts = Counts("truncated")
+        self._tokenizing = threading.Lock()  # a tokenizer's limits are its state
 
     @staticmethod
     def _checkpoint(open_clip: Any, name: str, pretrained: str, tag: dict[str, Any]) -> Path:
@@ -336,11 +339,17 @@ class _OpenClip:
     def tokenize(self, texts: list[str]) -> dict[str, Any]:
         import torch
 
-        tokens = self._tokenizer(texts)  # [n, L], L always the model's own
-        if hasattr(self._tokenizer, "encode"):  # the beginning and the end are tokens, too
-            full = torch.nonzero(tokens[:, -1]).flatten().tolist()
-            self.counts["truncated"] += sum(len(self._tokenizer.encode(texts[i])) + 2 > tokens.shape[1] for i in full)
+        with self._tokenizing:
+            tokens = self._tokenizer(texts)  # [n, L], L always the model's own
+            full = [texts[number] for number in torch.nonzero(tokens[:, -1]).flatten().tolist()]
+            self.counts["truncated"] += self._too_long(full, tokens.shape[1])
         return {"input_ids": tokens, "attention_mask": torch.ones_like(tokens)}
+
+    def _too_long(self, texts: list[str], limit: int) -> int:
+        if hasattr(self._tokenizer, "encode"):  # the beginning and the end are tokens, too
+            return sum(len(self._tokenizer.encode(text)) + 2 > limit for text in texts)
+        inner = getattr(self._tokenizer, "tokenizer", None)  # of transformers, as SigLIP has it
+        return count_truncated(inner, texts, np.full(len(texts), limit), limit) if callable(inner) else 0
 
     def images(self, pixels: Any) -> Any:
         return self.network.encode_image(pixels)
@@ -388,7 +397,7 @@ class _TransformersClip:
         self._limit = self.network.config.text_config.max_position_embeddings
         self.pixels, self.mean, self.std = _preprocessing(folder, self.network.config.vision_config.image_size)
         self.settings: dict[str, Any] = {"library": "transformers"}
-        self.counts = {"truncated": 0}
+        self.counts = Counts("truncated")
         self._tokenizing = threading.Lock()  # a tokenizer's limits are its state
 
     def tokenize(self, texts: list[str]) -> dict[str, Any]:

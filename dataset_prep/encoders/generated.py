@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from dataset_prep.encoders.counts import Counts
 from dataset_prep.encoders.devices import choose_device, choose_precision
 from dataset_prep.encoders.inner import build_image_encoder
 from dataset_prep.encoders.model_files import check_revision, first_line, model_settings, quiet_loading
@@ -89,7 +90,7 @@ class GeneratedEncoder:
             self._arguments |= {"height": size, "width": size}
         self._prompt, self._seed = prompt, seed
         self._drawing = threading.Lock()  # a pipeline keeps the steps of the picture it is at
-        self.counts = {"truncated": 0, "refused_by_safety_check": 0}
+        self.counts = Counts("truncated", "refused_by_safety_check")
         self.settings: dict[str, Any] = {
             **model_settings(model, revision, packages=PACKAGES),
             "steps": steps,

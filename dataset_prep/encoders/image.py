@@ -8,6 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from dataset_prep.encoders.model_files import versions
+from recbole_mm.errors import SettingError
+
 if TYPE_CHECKING:
     from PIL.Image import Image
 
@@ -34,14 +37,19 @@ class HistogramEncoder:
 
     Args:
         size: pictures are brought to size x size pixels first, so that scale and shape do not matter.
+
+    Raises:
+        SettingError: a size below 4.
     """
 
     name, source = "histogram", "image"
     bins, directions, grid = (8, 3, 3), 8, 2
 
     def __init__(self, *, size: int = 96) -> None:
+        if size < 2 * self.grid:
+            raise SettingError(f"size is {size}, expected at least {2 * self.grid} pixels, two for each quarter")
         self.settings: dict[str, Any] = {"size": size, "bins": list(self.bins)}
-        self.settings |= {"directions": self.directions, "grid": self.grid}
+        self.settings |= {"directions": self.directions, "grid": self.grid, "versions": versions(("pillow", "numpy"))}
         cell = np.arange(size) * self.grid // size
         self.transform = _Square(size)
         self._cells = (cell[:, None] * self.grid + cell).ravel()  # [size * size]

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from dataset_prep.encoders import Encoder, build_encoder, find_encoder
+from dataset_prep.encoders.options import check_options
 from recbole_mm.errors import SettingError
 
 
@@ -14,11 +15,10 @@ def with_defaults(options: dict[str, Any] | None, shared: dict[str, Any], takes:
     """``options``, and of ``shared`` what they do not name, is not None, and ``takes`` has an argument for.
 
     Raises:
-        SettingError: an option that ``takes`` has no argument for.
+        SettingError: an option that ``takes`` has no argument for, or a value of another type.
     """
-    arguments = list(inspect.signature(takes).parameters)
-    if foreign := [name for name in options or {} if name not in arguments]:
-        raise SettingError(f"{takes.__name__} has no option {', '.join(foreign)}; its settings are {arguments}")
+    check_options(options or {}, takes, called=takes.__name__)
+    arguments = inspect.signature(takes).parameters
     found = {name: value for name, value in shared.items() if value is not None and name in arguments}
     return found | (options or {})
 

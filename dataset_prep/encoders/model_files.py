@@ -15,6 +15,7 @@ from typing import Any
 from recbole_mm.data.files import sha256_of
 from recbole_mm.errors import SettingError
 
+WEIGHTS = ((".safetensors",), (".bin", ".pth", ".pt"))  # of a folder's, the first kind that is there is read
 CONFIGURATION = (".json", ".txt", ".model")  # of network and tokenizer
 OTHER_RUNTIMES = ("onnx", "openvino")  # the same network again, for libraries that are not used here
 
@@ -41,7 +42,7 @@ def model_settings(model: str, revision: str | None, *, packages: tuple[str, ...
     found = folder if local else _cached(model, revision)
     return {
         "model": folder.resolve().name if local else str(model),
-        "revision": None if local else revision or (found.name if found else None),
+        "revision": None if local else (found.name if found else revision),  # a branch moves, a commit does not
         "weights_sha256": _weights_sha256(found) if found else {},
         "configuration_sha256": _configuration_sha256(found) if found else None,
         "versions": versions(packages),
@@ -71,7 +72,10 @@ def versions(packages: tuple[str, ...]) -> dict[str, str]:
 
 def _weights_sha256(folder: Path) -> dict[str, str]:
     """sha256 of each weights file of a folder and its modules' folders, by path in it."""
-    files = _files(folder, (".safetensors",)) or _files(folder, (".bin",))
+    files: list[Path] = []
+    for place in sorted({file.parent for kind in WEIGHTS for file in _files(folder, kind)}):
+        here = ([file for file in _files(folder, kind) if file.parent == place] for kind in WEIGHTS)
+        files += next(filter(None, here))
     return {file.relative_to(folder).as_posix(): sha256_of(file) for file in files}
 
 
@@ -84,9 +88,9 @@ def _configuration_sha256(folder: Path) -> str:
 
 def _files(folder: Path, endings: tuple[str, ...]) -> list[Path]:
     """In order of their paths; a hub model's files are links, and its folder names no place of this machine."""
-    found = [*folder.glob("*"), *folder.glob("*/*")]
+    found = (file for depth in ("*", "*/*", "*/*/*") for file in folder.glob(depth) if file.suffix in endings)
     return sorted(
-        file for file in found if file.suffix in endings and file.is_file() and file.parent.name not in OTHER_RUNTIMES
+        file for file in found if file.is_file() and not set(OTHER_RUNTIMES) & set(file.relative_to(folder).parts)
     )
 
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import mmap
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from dataset_prep.encoders.devices import require_finite
 from dataset_prep.encoders.model_files import first_line, versions
 from dataset_prep.encoders.transforms import IMAGENET_MEAN, IMAGENET_STD, Pixels, normalised
 from recbole_mm.data.files import sha256_of
@@ -30,7 +32,7 @@ class OnnxModel:
     whose batch has a fixed size get batches of that size, filled up with the last picture.
 
     Args:
-        path: the ``.onnx`` file; weights beside it, as ``<name>_data`` or ``<name>.data``, belong to it.
+        path: the ``.onnx`` file; files of weights that it names, beside it, belong to it.
         output: name of the output that holds the features; None takes the first one of two dimensions, [n, F], that is
             not called "logits".
         value_range: what the network takes: "signed" (-1 to 1), "unit" (0 to 1), "bytes" (0 to 255), or "imagenet"
@@ -76,7 +78,7 @@ class OnnxModel:
             "output": self._output,
             "value_range": value_range,
             "pixels": self.image_transform.settings,
-            "versions": versions(("onnxruntime",)),
+            "versions": versions(("onnxruntime", "pillow")),
         }
 
     def _look_at_input(self) -> tuple[str, bool, int | None, tuple[int, int] | None]:
@@ -138,7 +140,9 @@ class OnnxModel:
             if not self._channels_first:
                 pixels = pixels.permute(0, 2, 3, 1).contiguous()  # [n, H, W, 3]
             parts.append(self._session.run([output], {self._input: pixels.numpy()})[0][: len(batch)])
-        return np.concatenate(parts).astype(np.float32, copy=False)
+        rows = np.concatenate(parts).astype(np.float32, copy=False)
+        require_finite(rows, model=self._path.name, precision="float32")
+        return rows
 
 
 class OnnxEncoder:
@@ -196,5 +200,16 @@ def _session(path: Path) -> Any:
 
 
 def _files(path: Path) -> list[Path]:
-    beside = (path.with_name(path.name + ending) for ending in ("_data", ".data"))
-    return [path, *(file for file in beside if file.is_file())]
+    """The file, and those beside it that it names as places of its weights."""
+    beside = (file for file in sorted(path.parent.iterdir()) if file != path and file.is_file())
+    with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+        return [path, *(other for other in beside if content.find(_location(other.name)) >= 0)]
+
+
+def _location(name: str) -> bytes:
+    """How an ONNX file, which is a protocol buffer, says that weights lie in the file ``name``."""
+    value, length = name.encode(), b""
+    n = len(value)
+    while n >= 128:
+        length, n = length + bytes([n % 128 + 128]), n // 128
+    return b"location\x12" + length + bytes([n]) + value

@@ -8,9 +8,10 @@ from typing import Any
 
 import numpy as np
 
+from dataset_prep.encoders.counts import Counts
 from dataset_prep.encoders.devices import choose_device, choose_precision, inference, require_finite
 from dataset_prep.encoders.model_files import check_revision, first_line, model_settings, quiet_loading
-from dataset_prep.encoders.tokens import batches_by_length, count_truncated, token_counts
+from dataset_prep.encoders.tokens import batches_by_length, count_truncated, n_positions, token_counts
 from dataset_prep.encoders.torchvision_ops import mend_torchvision
 from recbole_mm.errors import SettingError
 
@@ -85,7 +86,7 @@ class SentenceEncoder:
         self._tokenizing = threading.Lock()  # a tokenizer's limits are its state
         if max_length is not None:
             self._limit_length(max_length)
-        self.counts = {"truncated": 0}
+        self.counts = Counts("truncated")
         self.settings: dict[str, Any] = {
             **model_settings(model, revision, packages=PACKAGES),
             "max_length": self.library_model.max_seq_length,
@@ -96,8 +97,8 @@ class SentenceEncoder:
         self.settings["width"] = len(self.encode(["width"])[0])
 
     def _limit_length(self, max_length: int) -> None:
-        config = getattr(getattr(self.library_model[0], "auto_model", None), "config", None)
-        largest = getattr(config, "max_position_embeddings", None) or self.library_model.max_seq_length
+        network = getattr(self.library_model[0], "auto_model", None)
+        largest = (n_positions(network) if network is not None else None) or self.library_model.max_seq_length
         fewest = self.library_model.tokenizer.num_special_tokens_to_add() + 1
         if max_length < fewest or (largest is not None and max_length > largest):
             raise SettingError(f"max_length is {max_length}, expected {fewest} to {largest}, the model's maximum")

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from dataset_prep.encoders.model_files import versions
 from recbole_mm.errors import DatasetError, SettingError
 
 MANY_TEXTS = 200  # from here on, words and word pairs of a single text are left out
@@ -31,6 +32,7 @@ class TfidfEncoder:
         if width < 1:
             raise SettingError(f"width is {width}, expected at least 1")
         self.settings: dict[str, Any] = {"max_width": width, "random_state": random_state}
+        self.settings["versions"] = versions(("scikit-learn", "scipy", "numpy"))
 
     def fit(self, everything: Sequence[str]) -> None:
         """Learn vocabulary and projection.
@@ -42,6 +44,7 @@ class TfidfEncoder:
             DatasetError: there is no word in the texts.
         """
         from sklearn.utils.extmath import randomized_svd
+        from threadpoolctl import threadpool_limits
 
         min_df = 2 if len(everything) >= MANY_TEXTS else 1
         terms = self._count(everything, min_df=min_df) if min_df > 1 else None
@@ -52,9 +55,10 @@ class TfidfEncoder:
                 "the texts hold no word of two or more letters; choose other text columns with --columns"
             )
         width = min(self.settings["max_width"], *terms.shape)
-        _, _, self._directions = randomized_svd(
-            terms, n_components=width, n_iter=5, random_state=self.settings["random_state"]
-        )  # [F, terms]
+        with threadpool_limits(1):  # several threads add up in another order, which changes the last bits
+            _, _, self._directions = randomized_svd(
+                terms, n_components=width, n_iter=5, random_state=self.settings["random_state"]
+            )  # [F, terms]
         self.settings |= {"width": width, "ngrams": [1, 2], "sublinear_tf": True, "min_df": min_df}
         self.settings |= {"n_terms": terms.shape[1]}
 

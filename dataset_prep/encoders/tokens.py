@@ -38,6 +38,18 @@ def batches_by_length(features: dict[str, Any], size: int) -> Iterator[tuple[np.
         )
 
 
+def n_positions(network: Any) -> int | None:
+    """Tokens that a network of transformers has positions for; None if it says nothing of the kind.
+
+    Networks such as RoBERTa count positions from behind that of the padding, which costs them the first ones.
+    """
+    largest = getattr(getattr(network, "config", None), "max_position_embeddings", None)
+    for name, module in network.named_modules() if largest else ():
+        if name.endswith("position_embeddings") and getattr(module, "padding_idx", None) is not None:
+            return largest - module.padding_idx - 1
+    return largest
+
+
 def token_counts(features: dict[str, Any]) -> np.ndarray:
     """Tokens of each text, [n]."""
     return features["attention_mask"].sum(dim=1).numpy()

@@ -85,7 +85,7 @@ class TorchvisionNetwork:
             "std": list(self._std),
             "transform_input": network in INCEPTIONS,
             "precision": self._precision,
-            "versions": versions(("torchvision", "torch")),
+            "versions": versions(("torchvision", "torch", "pillow")),
         }
 
     def features(self, arrays: Sequence[np.ndarray]) -> np.ndarray:
@@ -98,7 +98,9 @@ class TorchvisionNetwork:
         for batch in self._batches(arrays):
             with inference(self._device, self._precision):
                 rows.append(self._network(self._pixels(batch)).float().cpu().numpy())
-        return np.concatenate(rows)
+        scores = np.concatenate(rows)
+        require_finite(scores, model=self._name, precision=self._precision)
+        return scores
 
     def _batches(self, arrays: Sequence[np.ndarray]) -> list[Sequence[np.ndarray]]:
         return [arrays[start : start + self._batch_size] for start in range(0, len(arrays), self._batch_size)]

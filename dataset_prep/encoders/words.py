@@ -11,7 +11,7 @@ import json
 import re
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -114,7 +114,7 @@ def build_vocabulary(
     if not words:
         raise DatasetError(
             f"{table}: no word occurs {min_count} times in {', '.join(columns)}"
-            "; ask for fewer occurrences, or give a file of words"
+            "; write a file of words, a word a line, and give it with --vocabulary"
         )
     path = Path(out or folder / VOCABULARY)
     write_atomically(path, lambda file: file.write("".join(f"{word}\n" for word in words).encode()))
@@ -199,9 +199,9 @@ class ClipWordsEncoder:
         self._n_words, self._mode, self._template = n_words, image_token_mode, template
         self._word_rows: np.ndarray | None = None
         self._making_rows = threading.Lock()
-        self._vectors_of_words: dict[str, np.ndarray] = {}
+        self._vectors_of_words: dict[int, np.ndarray] = {}  # [WORDS_AT_ONCE, F] by the number of the batch
         self.transform: Callable[[Image], np.ndarray] = self._clip.image_transform
-        self.counts: dict[str, int] = getattr(self._text, "counts", {})
+        self.counts: Mapping[str, int] = getattr(self._text, "counts", {}) if image_token_mode == "concat" else {}
         self.settings: dict[str, Any] = {
             "vocabulary": self._path.name,
             "vocabulary_sha256": _sha256_of_lines(self._words),
@@ -220,13 +220,20 @@ class ClipWordsEncoder:
         self._rows_of_words()
 
     def encode(self, batch: Sequence[np.ndarray]) -> list[np.ndarray]:
-        chosen = self.words_of(batch)
         if self._mode == "concat":
-            return self._text.encode([" ".join(words) for words in chosen])
-        new = list(dict.fromkeys(word for words in chosen for word in words if word not in self._vectors_of_words))
-        for word, vector in zip(new, self._text.encode(new), strict=True):
-            self._vectors_of_words[word] = vector
-        return [np.stack([self._vectors_of_words[word] for word in words]) for words in chosen]  # [N, F] each
+            return self._text.encode([" ".join(words) for words in self.words_of(batch)])
+        return [np.stack([self._vector_of(number) for number in row]) for row in self._best(batch)]  # [N, F] each
+
+    def _vector_of(self, number: int) -> np.ndarray:
+        """The text encoder's vector of a word, [F].
+
+        Words are encoded in the vocabulary's batches, so that what was encoded before does not change a bit.
+        """
+        batch, place = divmod(number, WORDS_AT_ONCE)
+        if batch not in self._vectors_of_words:
+            words = self._words[batch * WORDS_AT_ONCE : (batch + 1) * WORDS_AT_ONCE]
+            self._vectors_of_words[batch] = np.stack(self._text.encode(words))
+        return self._vectors_of_words[batch][place]
 
     def words_of(self, batch: Sequence[np.ndarray]) -> list[list[str]]:
         """The N words of each picture, the best first; equally good ones in the vocabulary's order.
@@ -234,12 +241,15 @@ class ClipWordsEncoder:
         Args:
             batch: what ``transform`` made of pictures.
         """
+        return [[self._words[number] for number in row] for row in self._best(batch)]
+
+    def _best(self, batch: Sequence[np.ndarray]) -> list[list[int]]:
+        """Numbers of those words, [n][N]."""
         if not len(batch):
             return []
         pictures = np.asarray(self._clip.encode_images(batch), dtype=np.float64)  # [n, F]
         scores = np.round(pictures @ self._rows_of_words().T, DECIMALS)  # [n, V]
-        best = np.argsort(-scores, axis=1, kind="stable")[:, : self._n_words]  # [n, N]
-        return [[self._words[number] for number in row] for row in best]
+        return np.argsort(-scores, axis=1, kind="stable")[:, : self._n_words].tolist()
 
     def _rows_of_words(self) -> np.ndarray:
         """CLIP's vectors of the vocabulary, [V, F] float64."""

@@ -16,6 +16,7 @@ import socket
 import sys
 import tempfile
 import warnings
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -174,18 +175,22 @@ class _Source:
 
     def __init__(self, shards: dict[int, list[str]], kind: str) -> None:
         self._shards, self._kind, self._stopped = shards, kind, False
+        self._given: Counter[int] = Counter()
 
     def stop(self) -> None:
         """Nobody wants the rest any more."""
         self._stopped = True
 
-    def contents(self, number: int) -> list[str] | list[bytes | None] | None:
-        """Texts, or the bytes of pictures' files, None for one that is gone; None if nobody wants the shard."""
+    def contents(self, number: int) -> tuple[list[str] | list[bytes | None] | None, bool]:
+        """Of a shard, and whether it was asked for before, by a worker that died of it.
+
+        Texts, or the bytes of pictures' files, None for one that is gone; None if nobody wants the shard.
+        """
         if self._stopped:
-            return None
-        if self._kind == "text":
-            return self._shards[number]
-        return [_bytes_of(path) for path in self._shards[number]]
+            return None, False
+        self._given[number] += 1
+        mine = self._shards[number]
+        return mine if self._kind == "text" else [_bytes_of(path) for path in mine], self._given[number] > 1
 
 
 def _bytes_of(path: str) -> bytes | None:
@@ -210,21 +215,26 @@ class _Worker:
         import ray
 
         try:
-            contents = ray.get(self._source.contents.remote(number))
+            contents, again = ray.get(self._source.contents.remote(number))
             if contents is None:
                 return "stopped", b""
             self._encoder = self._encoder or self._job.encoder()
-            return "done", self._encode(contents)
+            return "done", self._encode(contents, decoders=1 if again else 0)
         except Exception as error:
             kind, message = failure(error)
             return kind, message.encode()
 
-    def _encode(self, contents: list) -> bytes:
+    def _encode(self, contents: list, *, decoders: int) -> bytes:
+        """The content of a shard's file.
+
+        Args:
+            decoders: 1 decodes pictures in a process beside this one, so that one that kills it costs itself only.
+        """
         job = self._job
         with one_thread(), tempfile.TemporaryDirectory() as place:
             if job.kind == "image":
                 contents = [_put(Path(place) / str(n), content) for n, content in enumerate(contents)]
-            return pack(encode_shard(self._encoder, contents, kind=job.kind, at_once=job.at_once))
+            return pack(encode_shard(self._encoder, contents, kind=job.kind, at_once=job.at_once, decoders=decoders))
 
 
 def _put(path: Path, content: bytes | None) -> str:

@@ -17,12 +17,17 @@ from typing import Any
 from dataset_prep.encoders import Encoder
 from dataset_prep.encoding.contents import Contents
 from dataset_prep.encoding.shards import Encoded, WorkFolder, unpack
-from dataset_prep.encoding.workers import Job, in_processes, in_threads, is_out_of_memory
+from dataset_prep.encoding.workers import Job, in_processes, in_threads, is_out_of_memory, one_thread
 from recbole_mm.data.files import sha256_of
 from recbole_mm.data.layout import FeatureInfo, Manifest
 from recbole_mm.errors import SettingError
 
 ENGINE_VERSION = 1  # to be raised when the same encoder, settings and contents give other rows
+NAMES = {  # of settings that no row depends on, where the hash is beside them that tells as much
+    "model": "configuration_sha256",
+    "revision": "configuration_sha256",
+    "vocabulary": "vocabulary_sha256",
+}
 PICTURES_AT_ONCE = 32  # per call of the encoder, whatever its batch size, unless that is given
 
 
@@ -59,8 +64,16 @@ def feature_key(encoder: Encoder, contents_sha256: str, *, shard_size: int, furt
         encoder: before it is fitted; its settings hold the hashes of its weights.
         further: settings of the feature besides the encoder's.
     """
-    everything = [encoder.name, encoder.settings, contents_sha256, shard_size, ENGINE_VERSION, further]
+    settings = without_names(encoder.settings)
+    everything = [encoder.name, settings, contents_sha256, shard_size, ENGINE_VERSION, further]
     return hashlib.sha256(json.dumps(everything, sort_keys=True).encode()).hexdigest()
+
+
+def without_names(settings: Any) -> Any:
+    """Settings without what a model or a file is called, so that a copy elsewhere, or from the hub, is the same."""
+    if not isinstance(settings, dict):
+        return settings
+    return {name: without_names(value) for name, value in settings.items() if not settings.get(NAMES.get(name))}
 
 
 def work_key(key: str, encoder: Encoder, running: Running) -> str:
@@ -114,7 +127,8 @@ def encode_contents(
     from tqdm import tqdm
 
     built_settings = copy.deepcopy(encoder.settings)
-    _fit(encoder, contents)
+    with one_thread():
+        _fit(encoder, contents)
     running = _possible(running, encoder, learnt=encoder.settings != built_settings, build=build, remarks=remarks)
     encoded = Encoded(contents, shard_size, work)
     done = encoded.finished()

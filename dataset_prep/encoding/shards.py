@@ -76,7 +76,7 @@ def unpack(content: bytes) -> Shard:
     except Exception as error:  # zipfile, zlib, NumPy and json each raise their own
         raise ValueError(f"no shard ({type(error).__name__}: {error})") from error
     fits = rows.ndim == 2 and counts.ndim == 1 and counts.sum() == len(rows) and len(shard.reasons) == len(counts)
-    if not fits:
+    if not fits or (rows.dtype, counts.dtype) != (np.float32, np.int64) or (counts < 0).any():
         raise ValueError("no shard (its parts do not fit each other)")
     return shard
 

@@ -10,11 +10,11 @@ import multiprocessing
 import os
 import signal
 import sys
-import threading
 import traceback
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import islice
 from multiprocessing import connection
@@ -67,7 +67,6 @@ class Job:
                 f"a worker has another encoder than this process: {found}, expected {self.settings}\n"
                 "  install the same packages and models on all machines"
             )
-        count_per_thread(encoder)
         return encoder
 
 
@@ -160,40 +159,6 @@ class one_thread:
             sys.modules["torch"].set_num_threads(self._before)
 
 
-class _PerThread(Mapping):
-    """Counts that an encoder raises, kept apart for each thread, so that a shard knows its own."""
-
-    def __init__(self, keys: Iterable[str]) -> None:
-        self._keys, self._here = tuple(keys), threading.local()
-
-    def _counter(self) -> Counter:
-        if not hasattr(self._here, "counter"):
-            self._here.counter = Counter(dict.fromkeys(self._keys, 0))
-        return self._here.counter
-
-    def __getitem__(self, key: str) -> int:
-        return self._counter()[key]
-
-    def __setitem__(self, key: str, value: int) -> None:
-        self._counter()[key] = value
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._counter())
-
-    def __len__(self) -> int:
-        return len(self._counter())
-
-
-def count_per_thread(encoder: Encoder) -> None:
-    """Let what an encoder counts, itself or by an encoder in it, be counted for each thread apart."""
-    counts = getattr(encoder, "counts", None)
-    if isinstance(counts, dict):
-        apart = _PerThread(counts)
-        for owner in (encoder, *vars(encoder).values()):
-            if getattr(owner, "counts", None) is counts:
-                owner.counts = apart
-
-
 def is_out_of_memory(error: BaseException) -> bool:
     """Python's, PyTorch's or ONNX's way of saying that there is no more memory."""
     said = str(error).lower()
@@ -228,7 +193,6 @@ def in_threads(
     Yields:
         Number and content of a shard's file, as they are done.
     """
-    count_per_thread(encoder)
     pinned = one_thread()
     with pinned:
         pool = ThreadPoolExecutor(workers, thread_name_prefix="encode", initializer=pinned.pin)
@@ -259,7 +223,7 @@ def _texts_in_threads(
     start(workers + 1)
     while running:
         done, _ = wait(running, return_when=FIRST_COMPLETED)
-        for future in done:
+        for future in sorted(done, key=running.__getitem__):
             number = running.pop(future)
             start(1)
             yield number, pack(future.result())
@@ -419,7 +383,8 @@ def _serve(there: connection.Connection, job: Job) -> None:
     except (EOFError, BrokenPipeError):
         return
     except Exception as error:
-        there.send(failure(error))
+        with suppress(OSError):  # the parent has heard of another's failure already
+            there.send(failure(error))
 
 
 def failure(error: Exception) -> tuple[str, str]:

@@ -232,8 +232,11 @@ def make_folder(imported: Imported, folder: Path, *, overwrite: bool = False, ma
     folder = Path(os.path.abspath(folder))
     occurring = _occurring(imported)
     items, known = imported.items, list(occurring)
+    remarks = imported.remarks
     if items is not None:
         if imported.parts is not None:
+            if n := len(items) - int(items["item_id"].isin(occurring).sum()):
+                remarks += (f"{n} items without interactions were left out",)
             items = items[items["item_id"].isin(occurring)]
         known = list(dict.fromkeys([*items["item_id"], *occurring]))
     reports: list[FeatureReport] = []
@@ -261,7 +264,6 @@ def make_folder(imported: Imported, folder: Path, *, overwrite: bool = False, ma
     write_folder(
         folder, fill, settings=settings, raw_files=imported.raw_files, overwrite=overwrite, finish=finish
     )  # fmt: skip
-    remarks = imported.remarks
     if items is not None and (n := len(occurring) - int(items["item_id"].isin(occurring).sum())):
         remarks += (f"{n} items with interactions have no row in the table of items",)
     return ImportReport(folder=folder, counts=counts, features=tuple(reports), remarks=remarks)

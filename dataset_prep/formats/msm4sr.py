@@ -165,6 +165,7 @@ def _n_numbers(content: Any, *, at_most: int) -> int:
             n += len(value)
             waiting += [member for member in value if type(member) not in (float, int, str)]
         elif isinstance(value, dict):
+            n += len(value)
             waiting += value.values()
     return n
 
@@ -241,4 +242,7 @@ def _stacked(
 
 def _kind(value: Any) -> str:
     value = unpacked(value)
-    return f"an array {value.shape} of {value.dtype}" if isinstance(value, np.ndarray) else f"a {type(value).__name__}"
+    if isinstance(value, np.ndarray):
+        return f"an array {value.shape} of {value.dtype}"
+    name = type(value).__name__
+    return "a piece of an array" if name.startswith("_") else f"a {name}"  # what stands in for NumPy's parts

@@ -21,7 +21,7 @@ from dataset_prep.interactions import Columns
 from dataset_prep.session_folder import Rows
 from dataset_prep.six_lists import Problems
 from recbole_mm.data.files import numbers, read_header, read_table, sha256_of
-from recbole_mm.data.layout import SPLITS
+from recbole_mm.data.layout import SPLITS, check_feature_name
 from recbole_mm.errors import DatasetError
 
 if TYPE_CHECKING:
@@ -203,6 +203,11 @@ def _items(path: Path, item: str) -> tuple[DataFrame, dict[str, str], dict[str, 
 
 def _read_vectors(path: Path, name: str, tokens: list[str], texts: list[str], problems: Problems) -> Vectors | None:
     """The vectors of one column, separated by spaces; an empty field is no content."""
+    try:
+        check_feature_name(name)
+    except ValueError as error:
+        problems.add(path.name, "names", f"column {name}", found=str(error), expected="another name; rename it")
+        return None
     listed, rows = [], []
     for line, (token, text) in enumerate(zip(tokens, texts, strict=True), start=2):
         if not text.strip():

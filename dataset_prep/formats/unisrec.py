@@ -147,9 +147,9 @@ def _read_vectors(path: Path, names: list[str], width: int, problems: Problems) 
         problems.add(path.name, "file", "", found="a .npy array", expected=f"{expected} without a header")
     elif size != n * row:
         found = f"{size} bytes"
-        if size % (4 * n) == 0:
+        if size and size % (4 * n) == 0:
             found += f", which is {n} rows of width {size // (4 * n)}: pass --width {size // (4 * n)}"
-        elif size % row:
+        elif size % row or not size:
             found += f", which is no whole number of rows (cut short, or of another width than {width})"
         else:
             found += f", which is {size // row} rows (of other items)"

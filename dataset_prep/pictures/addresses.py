@@ -13,6 +13,7 @@ import ipaddress
 import re
 import socket
 import ssl
+import time
 from contextlib import suppress
 from functools import cache
 from typing import NamedTuple
@@ -24,6 +25,8 @@ DEFAULT_PORTS = {"http": 80, "https": 443}
 FIRST_FREE_PORT = 1024  # lower ones belong to other services, such as mail
 FORBIDDEN = re.compile(r"[\x00-\x20\x7f\\]")
 LONGEST = 4096  # characters of an address
+TARGET = "/%:@!$&'()*+,;=~-._"  # left as they are in a path
+QUERY = f"{TARGET}?[]"
 
 
 class AddressError(ValueError):
@@ -68,6 +71,7 @@ def parse_address(url: str) -> Address:
         port = parts.port
         host = (parts.hostname or "").rstrip(".")
         host = host if host.isascii() else host.encode("idna").decode()
+        target = quote(parts.path or "/", safe=TARGET) + (f"?{quote(parts.query, safe=QUERY)}" if parts.query else "")
     except ValueError as error:  # UnicodeError is one
         raise AddressError("bad address") from error
     if parts.scheme not in DEFAULT_PORTS:
@@ -79,12 +83,7 @@ def parse_address(url: str) -> Address:
     port = DEFAULT_PORTS[parts.scheme] if port is None else port
     if port < FIRST_FREE_PORT and port not in DEFAULT_PORTS.values():
         raise AddressError("port refused")
-    target = quote(parts.path or "/", safe="/%:@!$&'()*+,;=~-._")
-    return Address(parts.scheme, host, port, target + (f"?{_quoted_query(parts.query)}" if parts.query else ""))
-
-
-def _quoted_query(query: str) -> str:
-    return quote(query, safe="/%:@!$&'()*+,;=~-._?[]")
+    return Address(parts.scheme, host, port, target)
 
 
 def join_address(url: str, further: str) -> str:
@@ -161,7 +160,7 @@ def connect(address: Address, *, allow_private: bool, seconds: float) -> Connect
     """Resolve, check and connect, as yet without TLS.
 
     Args:
-        seconds: longest wait for each of the host's addresses, and for each answer later.
+        seconds: longest wait for a connection, shared by the host's addresses, and for each answer later.
 
     Raises:
         AddressError: as `resolve`.
@@ -172,11 +171,13 @@ def connect(address: Address, *, allow_private: bool, seconds: float) -> Connect
 
 def _connected(places: list[tuple[int, tuple]], seconds: float) -> socket.socket:
     problem: OSError = OSError("no address")
-    for family, place in places:
+    ends = time.monotonic() + seconds
+    for n_left, (family, place) in zip(range(len(places), 0, -1), places, strict=True):
         channel = socket.socket(family, socket.SOCK_STREAM)
         try:
-            channel.settimeout(seconds)
+            channel.settimeout(max(ends - time.monotonic(), 0.1) / n_left)
             channel.connect(place)
+            channel.settimeout(seconds)
             channel.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             return channel
         except OSError as error:

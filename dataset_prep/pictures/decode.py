@@ -27,6 +27,7 @@ MAX_FILE_BYTES = 200_000_000
 MIN_SIDE = 8  # pixels
 ROWS_AT_ONCE = 256
 HEAD = 1024  # bytes that tell what a file is
+TAIL = 64  # bytes that tell whether it has its end
 # How files begin that are pictures, but of no accepted format; refused by name.
 OTHER_FORMATS = (
     (b"BM", "BMP"),
@@ -97,6 +98,8 @@ def read_picture(path: Path) -> Image:
     head, n_bytes = _head(path)
     _check_head(head, n_bytes)
     try:
+        if picture_format(head) == "JPEG" and _is_filled_up(path, n_bytes):
+            raise PictureError("truncated")
         with _opened(path) as image:
             _check_size(image.width, image.height)
             image.load()
@@ -283,10 +286,19 @@ def _ends_early(path: Path, head: bytes, n_bytes: int) -> bool:
     kind = picture_format(head)
     if kind == "WEBP":
         return n_bytes < int.from_bytes(head[4:8], "little") + 8
-    with open(path, "rb") as file:
-        file.seek(max(0, n_bytes - 64))
-        tail = file.read()
+    tail = _tail(path, n_bytes)
     return {"JPEG": b"\xff\xd9", "PNG": b"IEND", "GIF": b"\0;"}[kind] not in tail
+
+
+def _is_filled_up(path: Path, n_bytes: int) -> bool:
+    """Whether zeros stand for the rest of a JPEG, as after half a download: they decode, as grey."""
+    return not _tail(path, n_bytes).strip(b"\0") and not path.read_bytes().rstrip(b"\0").endswith(b"\xff\xd9")
+
+
+def _tail(path: Path, n_bytes: int) -> bytes:
+    with open(path, "rb") as file:
+        file.seek(max(0, n_bytes - TAIL))
+        return file.read()
 
 
 # ---------------------------------------------------------------- after decoding

@@ -13,6 +13,7 @@ import queue
 import shutil
 import socket
 import ssl
+import sys
 import threading
 import time
 from collections import Counter
@@ -50,7 +51,11 @@ ROBOTS_BYTES = 500_000  # of a robots.txt that count
 LONGEST_PAUSE = 120.0  # seconds; a host that asks for more is left for another run
 SECONDS_TO_CONNECT = 10.0
 NO_ANSWER = ("connection failed", "timed out")
-DOWN_AFTER = 20  # requests in a row without an answer, after which a host is not tried any more in this run
+# Requests in a row without an answer, after which a host is not tried any more in this run.
+DOWN_AFTER = 20
+NEVER_UP_AFTER = 5  # of a host that has not answered at all
+MOST_IDLE = 64  # connections that are kept for further requests
+SECONDS_TO_END = 2.0  # for threads that wait for a name or a connection when a run is interrupted
 HEADERS = {
     "User-Agent": USER_AGENT,
     "Accept": "image/jpeg, image/png, image/webp, image/gif",
@@ -206,6 +211,7 @@ class _Downloader:
         self._results: queue.SimpleQueue[Any] = queue.SimpleQueue()
         self._requests = _Requests(settings)
         self._unanswered: Counter[str] = Counter()  # requests in a row, by host
+        self._up: set[str] = set()  # hosts that have answered
 
     def run(self, sources: list[str]) -> Iterator[tuple[str, Inspected]]:
         """Each source with what became of it, in the order in which they are finished."""
@@ -223,8 +229,9 @@ class _Downloader:
         finally:
             self._schedule.stop()
             self._requests.stop()
+            ends = time.monotonic() + SECONDS_TO_END
             for thread in threads:
-                thread.join()
+                thread.join(max(0.0, ends - time.monotonic()))
 
     def _put(self, job: _Job, after: float = 0.0) -> None:
         try:
@@ -245,13 +252,13 @@ class _Downloader:
 
     def _do(self, host: str, job: _Job) -> None:
         """One request of a job, after which it is finished, or put back for a redirect or another try."""
-        if self._unanswered[host] >= DOWN_AFTER:
+        if self._unanswered[host] >= (DOWN_AFTER if host in self._up else NEVER_UP_AFTER):
             self._results.put((job.source, Inspected("host down")))
             return
         name = hashlib.sha256(job.source.encode(errors="surrogateescape")).hexdigest()
         try:
             further = self._requests.fetch(parse_address(job.url), self._workshop / name)
-            self._unanswered[host] = 0
+            self._heard(host, answered=True)
             if further is None:
                 self._results.put((job.source, self._stored(self._workshop / name)))
             elif job.n_redirects == MAX_REDIRECTS:
@@ -261,9 +268,7 @@ class _Downloader:
         except AddressError as error:
             self._results.put((job.source, Inspected(str(error))))
         except _Failed as failed:
-            self._unanswered[host] += 1
-            if failed.status not in NO_ANSWER:
-                self._unanswered[host] = 0
+            self._heard(host, answered=failed.status not in NO_ANSWER)
             n_failures = job.n_failures + 1
             if failed.wait:
                 self._schedule.pause(host, min(failed.wait, LONGEST_PAUSE))
@@ -273,6 +278,12 @@ class _Downloader:
                 self._results.put((job.source, Inspected(failed.status)))
         finally:
             (self._workshop / name).unlink(missing_ok=True)
+
+    def _heard(self, host: str, *, answered: bool) -> None:
+        self._unanswered[host] = 0 if answered else self._unanswered[host] + 1
+        if answered:
+            self._up.add(host)
+        self._schedule.heard(host, answered=answered)
 
     def _pause(self, job: _Job) -> float:
         """Seconds before the next try; pictures that failed together do not all come back together."""
@@ -299,7 +310,7 @@ class _Requests:
 
     def __init__(self, settings: FetchSettings) -> None:
         self._settings = settings
-        self._idle: dict[str, list[Connection]] = {}
+        self._idle: list[tuple[str, Connection]] = []  # with their origin; the one used last is at the end
         self._active: set[Connection] = set()
         self._robots: dict[str, list[Rule]] = {}
         self._robots_locks: dict[str, threading.Lock] = {}
@@ -312,7 +323,7 @@ class _Requests:
             self._stopped = True
             for connection in self._active:
                 connection.cut()
-            for connection in [one for many in self._idle.values() for one in many]:
+            for _, connection in self._idle:
                 connection.discard()
             self._idle.clear()
 
@@ -357,8 +368,7 @@ class _Requests:
                 if response.status == 429 or response.status >= 500:
                     raise response.failure()
                 if not response.redirects:
-                    blocks = response.blocks(ROBOTS_BYTES) if response.status == 200 else ()
-                    return b"".join(blocks).decode(errors="replace")
+                    return response.beginning(ROBOTS_BYTES).decode(errors="replace") if response.status == 200 else ""
             address = parse_address(join_address(address.origin + address.target, response.redirects))
         return ""
 
@@ -396,12 +406,12 @@ class _Requests:
 
     def _reused(self, address: Address) -> Connection | None:
         with self._lock:
-            idle = self._idle.get(address.origin)
-            if not idle:
-                return None
-            connection = idle.pop()
-            self._active.add(connection)
-            return connection
+            for number in reversed(range(len(self._idle))):
+                if self._idle[number][0] == address.origin:
+                    _, connection = self._idle.pop(number)
+                    self._active.add(connection)
+                    return connection
+        return None
 
     def _connected(self, address: Address) -> Connection:
         settings = self._settings
@@ -420,8 +430,10 @@ class _Requests:
             self._active.discard(connection)
             if self._stopped:
                 connection.discard()
-            else:
-                self._idle.setdefault(address.origin, []).append(connection)
+                return
+            self._idle.append((address.origin, connection))
+            if len(self._idle) > MOST_IDLE:
+                self._idle.pop(0)[1].discard()
 
     def _dropped(self, connection: Connection) -> None:
         with self._lock:
@@ -471,6 +483,15 @@ class _Response:
         status = f"http {self.status}"
         return _Failed(status, _seconds(self.headers.get("Retry-After", "")) if status in TEMPORARY else 0.0)
 
+    def beginning(self, most: int) -> bytes:
+        """The first ``most`` bytes of the body; as `blocks`."""
+        content = b""
+        for block in self.blocks(sys.maxsize):
+            content += block
+            if len(content) >= most:
+                break
+        return content[:most]
+
     def blocks(self, most: int) -> Iterator[bytes]:
         """The body, as it comes.
 
@@ -519,7 +540,7 @@ def _seconds(retry_after: str) -> float:
         return float(retry_after)
     try:
         return max(0.0, parsedate_to_datetime(retry_after).timestamp() - time.time())
-    except (ValueError, TypeError):
+    except (ValueError, TypeError, OverflowError):
         return 0.0
 
 

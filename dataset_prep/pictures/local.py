@@ -5,9 +5,8 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Iterator
-from pathlib import Path, PurePosixPath, PureWindowsPath
+from pathlib import Path
 from typing import TYPE_CHECKING
-from urllib.parse import unquote
 
 from dataset_prep.features import PICTURE_ENDINGS, read_items
 from dataset_prep.locking import locked
@@ -18,6 +17,7 @@ from dataset_prep.pictures.store import (
     Journal,
     Picture,
     PicturesReport,
+    file_inside,
     publish,
     stored_name,
     wants_retry,
@@ -75,7 +75,7 @@ def take_pictures(
     items = read_items(folder)
     column, named = _named_pictures(items, folder, root, column)
     encoded = items.attrs["types"][column] == "token_seq"
-    paths = {source: _inside(root, source, encoded=encoded) for sources in named for source in sources[:per_item]}
+    paths = {source: file_inside(root, source, encoded=encoded) for sources in named for source in sources[:per_item]}
     with locked(folder), Journal(folder) as journal:
         for source, found in _inspect(paths, journal, workers=workers, retry_failed=retry_failed, progress=progress):
             if found.status == OK and not in_place:
@@ -124,15 +124,6 @@ def _named_pictures(items: DataFrame, folder: Path, root: Path, column: str | No
 
 def _has_addresses(values: DataFrame) -> bool:
     return any(value.lower().startswith(WEB) for value in values)
-
-
-def _inside(root: Path, source: str, *, encoded: bool) -> Path | None:
-    """The file that a path names below ``root``, or None for one that leads elsewhere, on any system."""
-    path = unquote(source) if encoded else source
-    windows = PureWindowsPath(path)
-    if PurePosixPath(path).is_absolute() or windows.drive or windows.root or ".." in windows.parts:
-        return None
-    return root / path
 
 
 def _inspect(

@@ -40,7 +40,7 @@ def header_refuses(values: Iterable[str]) -> bool:
 def read_robots(content: str) -> list[Rule]:
     """Rules of a robots.txt that concern us: of all groups that name us, else of those for ``*``."""
     groups: dict[str, list[Rule]] = {}
-    agents: list[str] = []
+    agents: set[str] = set()
     in_rules = False
     for line in content.removeprefix("\ufeff").splitlines():
         key, colon, value = line.partition("#")[0].partition(":")
@@ -48,9 +48,9 @@ def read_robots(content: str) -> list[Rule]:
         if not colon:
             continue
         if key == "user-agent":
-            agents = [value.lower()] if in_rules else [*agents, value.lower()]
+            agents = (set() if in_rules else agents) | ({value.lower()} & {ROBOT, "*"})
             in_rules = False
-            groups.setdefault(value.lower(), [])
+            groups |= {agent: [] for agent in agents - set(groups)}
         elif key in ("allow", "disallow"):
             in_rules = True
             for agent in agents:

@@ -14,6 +14,7 @@ from typing import Any
 class _Host:
     jobs: list[tuple[float, int, Any]] = field(default_factory=list)  # a heap: when it is due, its number, the job
     active: int = 0
+    connections: int = 1  # at a time; more when it has answered
     next_at: float = 0.0  # no request before
     planned: float | None = None  # when the plan has it
 
@@ -23,7 +24,8 @@ class Schedule:
 
     Args:
         rate: requests per second to one host, at most.
-        connections: requests to one host at the same time, at most.
+        connections: requests to one host at the same time, at most; one at a time to a host that did not answer yet,
+            or not the last time, so that silent hosts hold few threads.
     """
 
     def __init__(self, *, rate: float, connections: int) -> None:
@@ -57,11 +59,12 @@ class Schedule:
                 if due != host.planned:
                     continue
                 host.planned = None
-                if host.active < self._connections and host.jobs and max(host.next_at, host.jobs[0][0]) <= now:
+                if host.active < host.connections and host.jobs and max(host.next_at, host.jobs[0][0]) <= now:
                     host.active += 1
                     host.next_at = now + self._interval
                     job = heapq.heappop(host.jobs)[2]
                     self._plan_for(name)
+                    self._changed.notify()  # its next job may be due before any that the others wait for
                     return name, job
                 self._plan_for(name)
             return None
@@ -71,6 +74,13 @@ class Schedule:
         with self._changed:
             self._hosts[host].active -= 1
             self._left -= 1
+            self._plan_for(host)
+            self._changed.notify_all()
+
+    def heard(self, host: str, *, answered: bool) -> None:
+        """Whether a host answered the last request."""
+        with self._changed:
+            self._hosts[host].connections = self._connections if answered else 1
             self._plan_for(host)
             self._changed.notify_all()
 
@@ -87,7 +97,7 @@ class Schedule:
 
     def _plan_for(self, name: str) -> None:
         host = self._hosts[name]
-        if not host.jobs or host.active >= self._connections:
+        if not host.jobs or host.active >= host.connections:
             return
         due = max(host.next_at, host.jobs[0][0])
         if host.planned is None or due < host.planned:

@@ -10,9 +10,11 @@ from __future__ import annotations
 import os
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
-from pathlib import Path
+from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any, NamedTuple
+from urllib.parse import unquote
 
 from dataset_prep.pictures.decode import OK, Inspected
 from recbole_mm.data.files import file_info, sha256_of, write_atomically
@@ -160,6 +162,15 @@ def picture_files(folder: Path) -> dict[str, list[Path]] | None:
     return files
 
 
+def file_inside(root: Path, source: str, *, encoded: bool = False) -> Path | None:
+    """The file that a path names below ``root``, or None for one that leads elsewhere, on any system."""
+    path = unquote(source) if encoded else source
+    windows = PureWindowsPath(path)
+    if PurePosixPath(path).is_absolute() or windows.drive or windows.root or ".." in windows.parts:
+        return None
+    return root / path
+
+
 def check_pictures(folder: Path, *, hashes: bool = False) -> list[str]:
     """Compare the files of the usable pictures with the index.
 
@@ -231,7 +242,7 @@ class Journal:
     """What is known of each source, kept on disk while a run goes on; to be used as a context.
 
     It begins with what the index says, and with what an interrupted run had finished. A line that was cut short by a
-    kill is ignored.
+    kill, or is none, is ignored.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -250,9 +261,10 @@ class Journal:
         except FileNotFoundError:
             return
         self._whole = content.rfind(b"\n") + 1
-        for line in content[: self._whole].decode().split("\n")[:-1]:
-            source, status, ending, n_bytes, sha256, width, height = line.split("\t")
-            self.known[source] = Inspected(status, ending, int(n_bytes), sha256, int(width), int(height))
+        for line in content[: self._whole].decode(errors="replace").split("\n")[:-1]:
+            with suppress(ValueError):  # no line of ours, as after the machine lost its power
+                source, status, ending, n_bytes, sha256, width, height = line.split("\t")
+                self.known[source] = Inspected(status, ending, int(n_bytes), sha256, int(width), int(height))
 
     def __enter__(self) -> Journal:
         self._path.parent.mkdir(parents=True, exist_ok=True)

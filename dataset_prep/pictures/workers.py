@@ -9,6 +9,7 @@ import signal
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from itertools import islice, starmap
 from multiprocessing.connection import Connection
 from types import TracebackType
@@ -51,6 +52,8 @@ def answers(
         finally:
             for future in pending:
                 future.cancel()
+            if pending:  # nobody waits for these answers any more
+                pool.stop()
 
 
 class WorkerPool:
@@ -77,7 +80,8 @@ class WorkerPool:
         self._idle: queue.LifoQueue[_Worker | None] = queue.LifoQueue()
         for _ in range(n):
             self._idle.put(None)
-        self._n = n
+        self._busy: set[_Worker] = set()
+        self._stopped = False
 
     def ask(self, *question: Any) -> Any:
         """The function's answer, or ``WORKER_DIED`` or ``TIMED_OUT``; as `ask_all`."""
@@ -88,36 +92,60 @@ class WorkerPool:
 
         Raises:
             Exception: whatever the function raises.
-            RuntimeError: a worker cannot be started.
+            RuntimeError: a worker cannot be started, or the pool was stopped.
         """
         answers: list[Any] = []
         worker = self._idle.get()
         try:
             while len(answers) < len(questions):
+                self._check_stopped()
                 worker = worker or _Worker(self._function, self._memory, self._seconds)
+                self._busy.add(worker)
+                self._check_stopped()
                 try:
                     for answer in worker.ask(questions[len(answers) :], self._seconds):
                         answers.append(answer)
                 except _Lost as lost:
+                    self._check_stopped()
                     answers.append(str(lost))
-                    worker.stop()
+                    self._dismiss(worker)
                     worker = None
         except BaseException:
-            if worker is not None:
-                worker.stop()
-                worker = None
+            self._dismiss(worker)
+            worker = None
             raise
         finally:
+            self._busy.discard(worker)
             self._idle.put(worker)
         return answers
+
+    def _check_stopped(self) -> None:
+        if self._stopped:
+            raise RuntimeError("the workers were stopped")
+
+    def _dismiss(self, worker: _Worker | None) -> None:
+        self._busy.discard(worker)
+        if worker is not None:
+            worker.stop()
+
+    def stop(self) -> None:
+        """End all workers at once; whoever waits for an answer, or asks later, gets a `RuntimeError`."""
+        self._stopped = True
+        for worker in list(self._busy):
+            worker.kill()
+        idle = []
+        with suppress(queue.Empty):
+            while True:
+                idle.append(self._idle.get_nowait())
+        for worker in idle:
+            self._dismiss(worker)
+            self._idle.put(None)
 
     def __enter__(self) -> WorkerPool:
         return self
 
     def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        for _ in range(self._n):
-            if (worker := self._idle.get()) is not None:
-                worker.stop()
+        self.stop()
 
 
 class _Lost(Exception):
@@ -159,6 +187,10 @@ class _Worker:
             return pickle.loads(self._connection.recv_bytes())
         except (EOFError, OSError) as error:
             raise _Lost(WORKER_DIED) from error
+
+    def kill(self) -> None:
+        """End it while another thread waits for its answer; that one is to `stop` it."""
+        self._process.kill()
 
     def stop(self) -> None:
         self._connection.close()

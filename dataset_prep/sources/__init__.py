@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from collections.abc import Container, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -10,6 +11,7 @@ from typing import Any, Protocol
 
 from dataset_prep.events import Events
 from dataset_prep.sources.rejects import Rejects
+from recbole_mm.errors import SettingError
 
 
 @dataclass(frozen=True)
@@ -64,7 +66,14 @@ def named_files(files: dict[str, Sequence[Path]]) -> dict[str, list[tuple[str, P
 
     Args:
         files: such as ``{"interactions": [...], "items": [...]}``.
+
+    Raises:
+        SettingError: a file twice in one role, whose rows would count double.
     """
+    for role, paths in files.items():
+        real = [os.path.realpath(path) for path in paths]
+        if twice := [str(path) for path, where in zip(paths, real, strict=True) if real.count(where) > 1]:
+            raise SettingError(f"{role}: {twice[1]} is given twice; leave one out")
     taken: set[str] = set()
 
     def name_of(role: str, path: Path) -> str:

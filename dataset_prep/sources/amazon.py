@@ -13,7 +13,6 @@ and items for retrieval and recommendation" (2024). Files of ratings alone (CSV)
 
 from __future__ import annotations
 
-import json
 import re
 from collections import Counter
 from collections.abc import Container, Iterable, Iterator, Sequence
@@ -24,6 +23,8 @@ from typing import Any
 
 from dataset_prep.events import EventBuilder, Events
 from dataset_prep.sources import Item, as_paths, named_files
+from dataset_prep.sources.amazon_fields import addresses_of, categories_of, field_text, price_of
+from dataset_prep.sources.amazon_ratings import HEAD, HEADERS, Ratings, rating_order
 from dataset_prep.sources.first_rows import FirstRows
 from dataset_prep.sources.ids import id_problem
 from dataset_prep.sources.json_rows import JsonRows
@@ -34,7 +35,6 @@ from dataset_prep.sources.times import PER_SECOND, bad_time, check_unit
 from recbole_mm.errors import DatasetError, SettingError
 
 MAX_PICTURES = 10  # of an item
-HEAD = 1_000  # rows that are looked at to tell the edition
 LICENCE = (
     "Reviews, product texts and pictures belong to their authors and sellers; the publishers of the collection offer "
     "it for research and ask for a citation. Look at its page for the terms: {page}"
@@ -88,7 +88,6 @@ EDITIONS = ("auto", *_EDITIONS)
 _EITHER = "2014 or 2018"  # the keys that both have, and no others
 _OF_SCRIPTS = ("getTime", "aPageStart", ".aui-", ".a-box-inner")  # in titles that were scraped with the page's code
 _PICTURE_HOST = re.compile(r"https?://[^/]*amazon\.[^/]*/images/[A-Z]/(?P<picture>[^/.]+)\.")
-_RATING_HEADERS = (["user_id", "parent_asin", "rating", "timestamp"],)
 
 
 class AmazonSource:
@@ -215,24 +214,24 @@ class AmazonSource:
         price = row.get("price")
         if type(price) is float and abs(price) == float("inf"):
             return None
-        title = _text(row.get("title"), " ")
+        title = field_text(row.get("title"), " ")
         if self.edition == "2018" and any(mark in title for mark in _OF_SCRIPTS):
             title = ""
             self.fixed["title of scraped code left out"] += 1
         return Item(
             item_id=item_id,
             title=title,
-            brand=_text(row.get("store" if self.edition == "2023" else "brand"), " "),
-            categories=_categories(row.get("category" if self.edition == "2018" else "categories")),
-            description=_text(row.get("description"), "\n"),
-            price=_price(price),
+            brand=field_text(row.get("store" if self.edition == "2023" else "brand"), " "),
+            categories=categories_of(row.get("category" if self.edition == "2018" else "categories")),
+            description=field_text(row.get("description"), "\n"),
+            price=price_of(price),
             pictures=self._pictures(row),
         )
 
     def _pictures(self, row: dict[str, Any]) -> tuple[str, ...]:
         """Addresses of different pictures, each in its largest size."""
         kept: dict[str, str] = {}
-        for address in _addresses(row, self.edition):
+        for address in addresses_of(row, self.edition):
             if not address.startswith(("http://", "https://")):
                 self.fixed["picture address that is not http(s) left out"] += 1
                 continue
@@ -285,13 +284,13 @@ class _Rows:
         progress: bool = True,
     ) -> None:
         self.sha256, self.fixed, self.n, self.last = "", Counter(), 0, 0
-        self._source: ParquetRows | JsonRows | _Ratings
+        self._source: ParquetRows | JsonRows | Ratings
         if is_parquet(path):
             self._source = ParquetRows(path, columns, progress=progress)
-        elif edition and (order := _rating_order(path)):
+        elif edition and (order := rating_order(path)):
             form = _EDITIONS[edition]
             names = {"user": form.user, "item": form.item, "time": form.time}
-            self._source = _Ratings(Lines(path, rejects, name=name, progress=progress), rejects, order, names)
+            self._source = Ratings(Lines(path, rejects, name=name, progress=progress), rejects, order, names)
         else:
             self._source = JsonRows(path, rejects, name=name, literals=literals, progress=progress)
 
@@ -306,59 +305,6 @@ class _Rows:
         yield from source
         lines = source.lines
         self.n, self.last, self.sha256, self.fixed = source.n, lines.n, lines.sha256, lines.fixed
-
-
-# ---------------------------------------------------------------- ratings alone
-
-
-class _Ratings:
-    """Rows of a CSV with four fields: user, item, rating, time, or item first."""
-
-    def __init__(self, lines: Lines, rejects: Rejects, order: tuple[str, ...], names: dict[str, str]) -> None:
-        self.lines, self._rejects, self._order, self._names, self._n_other = lines, rejects, order, names, 0
-
-    @property
-    def n(self) -> int:
-        return self.lines.n - self._n_other
-
-    def __iter__(self) -> Iterator[tuple[int, str, dict[str, Any]]]:
-        places = [(self._names[role], self._order.index(role)) for role in ("user", "item", "time")]
-        time = self._names["time"]
-        for number, line in self.lines:
-            fields = line.split(",")
-            if not line or (number == 1 and fields in _RATING_HEADERS):
-                self._n_other += 1
-            elif len(fields) != len(self._order):
-                self._rejects.add(self.lines.name, number, "bad_csv", line)
-            else:
-                row: dict[str, Any] = {key: fields[place] for key, place in places}
-                if row[time].isascii() and row[time].replace(".", "", 1).isdigit():
-                    row[time] = float(row[time])
-                yield number, line, row
-
-
-def _rating_order(path: Path) -> tuple[str, ...] | None:
-    """What the fields of a file of ratings are, or None for another file.
-
-    Without a header, items are known by their ids, which have ten characters.
-
-    Raises:
-        DatasetError: fields that cannot be told apart.
-    """
-    head = [line.split(",") for _, line in islice(Lines(path, Rejects(), progress=False), HEAD)]
-    if not head or len(head[0]) != 4 or head[0][0].lstrip().startswith(("{", "[")):
-        return None
-    if head[0] in _RATING_HEADERS:
-        return ("user", "item", "rating", "time")
-    ten = [all(len(fields[place]) == 10 for fields in head if len(fields) == 4) for place in (0, 1)]
-    if ten == [False, True]:
-        return ("user", "item", "rating", "time")
-    if ten == [True, False]:
-        return ("item", "user", "rating", "time")
-    raise DatasetError(
-        f"{path}: four fields, and which of the first two are the items cannot be told by their length of ten; "
-        "use: python -m dataset_prep table"
-    )
 
 
 # ---------------------------------------------------------------- editions
@@ -391,8 +337,8 @@ def _editions_in(path: Path, *, reviews: bool) -> set[str]:
     if is_parquet(path):
         names = ParquetRows(path).names
         found, keys = {_edition_of(names, reviews=reviews)}, names
-    elif reviews and (order := _rating_order(path)):
-        with_header = next(iter(Lines(path, nowhere, progress=False)))[1].split(",") in _RATING_HEADERS
+    elif reviews and (order := rating_order(path)):
+        with_header = next(iter(Lines(path, nowhere, progress=False)))[1].split(",") in HEADERS
         found, keys = {"2023" if with_header else "2014" if order[0] == "user" else "2018"}, []
     else:
         head = list(islice(JsonRows(path, nowhere, literals=True, progress=False), HEAD))
@@ -430,67 +376,3 @@ def _common_edition(reviews: list[tuple[str, Path]], meta: list[tuple[str, Path]
     if not editions and wanted == "2023":
         raise DatasetError("the edition 2023 was asked for, and the files are of 2014 or 2018; leave --edition out")
     return wanted
-
-
-# ---------------------------------------------------------------- fields
-
-
-def _text(value: Any, separator: str) -> str:
-    if type(value) is str:
-        return "" if value == "None" else value
-    if type(value) is list:
-        return separator.join(part for part in value if type(part) is str and part)
-    return ""
-
-
-def _categories(value: Any) -> tuple[str, ...]:
-    """Names of a list, or of the first path of the 2014 edition's list of paths."""
-    if type(value) is list and value and type(value[0]) is list:
-        value = value[0]
-    if type(value) is str:
-        value = [value]
-    return tuple(name for name in value if type(name) is str and name) if type(value) is list else ()
-
-
-def _price(value: Any) -> str:
-    if type(value) in (int, float):
-        return "" if value != value else repr(value)
-    return value if type(value) is str and value != "None" else ""
-
-
-def _addresses(row: dict[str, Any], edition: str) -> Iterator[str]:
-    """Of an item's pictures, the largest first."""
-    if edition == "2014":
-        yield from _strings(row.get("imUrl"))
-    elif edition == "2018":
-        for key in ("imageURLHighRes", "imageURL", "image"):
-            yield from _strings(row.get(key))
-    else:
-        images = row.get("images")
-        if type(images) is str and images.startswith(("[", "{")):
-            images = _parsed(images)
-        if type(images) is dict:  # of lists, as in the Parquet form
-            names = [name for name in ("hi_res", "large", "thumb", "variant") if type(images.get(name)) is list]
-            longest = max((len(images[name]) for name in names), default=0)
-            images = [
-                {name: images[name][place] for name in names if place < len(images[name])} for place in range(longest)
-            ]
-        pictures = [picture for picture in images if type(picture) is dict] if type(images) is list else []
-        pictures.sort(key=lambda picture: picture.get("variant") != "MAIN")  # stable
-        for picture in pictures:
-            sizes = (address for size in ("hi_res", "large", "thumb") for address in _strings(picture.get(size)))
-            yield from islice(sizes, 1)
-
-
-def _parsed(text: str) -> Any:
-    try:
-        return json.loads(text)
-    except ValueError:
-        return None
-
-
-def _strings(value: Any) -> Iterator[str]:
-    if type(value) is str:
-        value = [value]
-    if type(value) is list:
-        yield from (text for text in value if type(text) is str and text and text != "None")

@@ -26,7 +26,8 @@ if TYPE_CHECKING:
     from requests import Response, Session
 
 KINDS = ("reviews", "meta")
-ATTEMPTS = 5
+ATTEMPTS = 5  # in a row that bring next to nothing
+PROGRESS = 1 << 20  # bytes; an attempt that brings so many is no failure, because the next one goes on from there
 TIMEOUT = (10, 60)  # seconds to connect, and without a byte
 LONGEST_WAIT = 60.0  # seconds between attempts
 AGENT = "recbole_mm dataset_prep"
@@ -191,31 +192,31 @@ def _download(
 
     partial = path.with_name(path.name + ".partial")
     about = path.with_name(path.name + ".partial.json")  # which file the partial one is a part of
-    problem = ""
-    for attempt in range(ATTEMPTS):
-        wait = min(2.0**attempt, LONGEST_WAIT)
+    failures = 0
+    while True:
+        before = _size(partial)
+        wait = min(2.0**failures, LONGEST_WAIT)
         try:
             with _ask(session, address, partial, about) as response:
                 wait = max(wait, _wanted_wait(response))
                 if address.startswith("https:") and not response.url.startswith("https:"):
                     raise _Unavailable(f"leads to {response.url}, which is not encrypted")
-                if problem := _refusal(response):
-                    if response.status_code not in (408, 416, 429) and response.status_code < 500:
-                        raise _Unavailable(problem)
-                    if response.status_code == 416:  # the part is none of this file
-                        _remove(partial, about)
-                else:
+                problem = _refusal(response)
+                if not problem:
                     _receive(response, address, partial, about, progress)
-                    problem = ""
                     break
+                if response.status_code not in (408, 416, 429) and response.status_code < 500:
+                    raise _Unavailable(problem)
+                if response.status_code == 416:  # the part is none of this file
+                    _remove(partial, about)
         except requests.exceptions.SSLError as error:
             raise _Unavailable(f"its certificate cannot be verified ({_brief(error)})") from error
         except (requests.exceptions.RequestException, _CutShort) as error:
             problem = _brief(error)
-        if attempt + 1 < ATTEMPTS:
-            sleep(wait)
-    if problem:
-        raise _Unavailable(f"{problem}, {ATTEMPTS} times")
+        failures = 0 if _size(partial) >= before + PROGRESS else failures + 1
+        if failures == ATTEMPTS:
+            raise _Unavailable(f"{problem}, {ATTEMPTS} times")
+        sleep(wait)
     _finish(partial, about, path, expected)
 
 
@@ -226,14 +227,16 @@ class _CutShort(Exception):
 def _ask(session: Session, address: str, partial: Path, about: Path) -> Response:
     headers = {}
     known = _read_about(about)
-    have = partial.stat().st_size if partial.is_file() else 0
-    if have and known.get("address") == address:
+    have = _size(partial)
+    if have and known.get("address") == address:  # a part from another host stays until this one sends something
         headers["Range"] = f"bytes={have}-"
         if known.get("version"):
             headers["If-Range"] = known["version"]
-    else:
-        _remove(partial, about)
     return session.get(address, headers=headers, stream=True, timeout=TIMEOUT)
+
+
+def _size(path: Path) -> int:
+    return path.stat().st_size if path.is_file() else 0
 
 
 def _read_about(about: Path) -> dict[str, str]:
@@ -263,10 +266,12 @@ def _receive(response: Response, address: str, partial: Path, about: Path, progr
     from tqdm import tqdm
 
     resumed = response.status_code == 206
-    start = partial.stat().st_size if resumed else 0
+    start = _size(partial) if resumed else 0
     if resumed and not response.headers.get("Content-Range", "").startswith(f"bytes {start}-"):
         _remove(partial, about)
         raise _CutShort("the server sent another part than asked for")
+    if not resumed:
+        _remove(partial, about)
     version = response.headers.get("ETag", "")
     if not version or version.startswith("W/"):  # a weak one does not promise equal bytes
         version = response.headers.get("Last-Modified", "")
@@ -286,9 +291,10 @@ def _receive(response: Response, address: str, partial: Path, about: Path, progr
                 out.write(block)
                 bar.update(len(block))
     except (urllib3.exceptions.HTTPError, ConnectionError, TimeoutError) as error:
-        raise _CutShort(_brief(error)) from error
-    if total is not None and (size := partial.stat().st_size) != total:
-        raise _CutShort(f"{size:,} of {total:,} bytes came")
+        cut = isinstance(error, urllib3.exceptions.ProtocolError) and total is not None
+        raise _CutShort(f"{_size(partial):,} of {total:,} bytes came" if cut else _brief(error)) from error
+    if total is not None and _size(partial) != total:
+        raise _CutShort(f"{_size(partial):,} of {total:,} bytes came")
 
 
 def _finish(partial: Path, about: Path, path: Path, expected: str | None) -> None:

@@ -205,7 +205,9 @@ class Lines:
                 yield text
         if not whole:
             yield b""
-            raise DatasetError(f"{self.path} ends early, after row {self.n}: it was cut short; download it again")
+            raise DatasetError(
+                f"{self.path} ends early, after row {self.n}: it was cut short; remove it and get it again"
+            )
 
 
 def _chunks(file: BinaryIO, digest: hashlib._Hash, bar: object) -> Iterator[bytes]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,8 @@ class ParquetRows:
     Args:
         path: the file.
         columns: to read, as far as they are there; None reads all.
+
+    Decimal numbers become whole or floating ones, and bytes in UTF-8 texts, because programs differ in what they write.
 
     Attributes:
         names: all columns of the file.
@@ -69,9 +72,26 @@ class ParquetRows:
             ) as bar:  # fmt: skip
                 for batch in self._file.iter_batches(BATCH, columns=self._columns):
                     bar.update(batch.num_rows)
+                    odd = [field.name for field in batch.schema if _is_odd(field.type)]
                     for row in batch.to_pylist():
                         self.n += 1
+                        row.update((name, _plain(row[name])) for name in odd)
                         yield self.n, row
         except (pyarrow.ArrowInvalid, OSError) as error:
             raise DatasetError(f"{self.path}: damaged after row {self.n} ({error}); download it again") from error
         self.sha256 = sha256_of(self.path)
+
+
+def _is_odd(kind: Any) -> bool:
+    from pyarrow import types
+
+    return types.is_decimal(kind) or types.is_binary(kind) or types.is_large_binary(kind)
+
+
+def _plain(value: Decimal | bytes | None) -> Any:
+    if isinstance(value, Decimal):
+        return int(value) if value == value.to_integral_value() else float(value)
+    try:
+        return value.decode() if isinstance(value, bytes) else value
+    except UnicodeDecodeError:
+        return value

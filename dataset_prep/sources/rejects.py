@@ -54,7 +54,7 @@ class Rejects:
         if self.n(file) <= self.max_share * n_read:
             return
         reasons = ", ".join(f"{n} {reason}" for reason, n in self.counts[file].most_common())
-        first = next(row for row in self._listed if row[0] == file) if self._listed else None
+        first = next((row for row in self._listed if row[0] == file), None)
         example = f"\n  line {first[1]} ({first[2]}): {first[3][:80]}" if first else ""
         raise DatasetError(
             f"{file}: {self.n(file)} of {n_read} rows cannot be used ({reasons}), more than {self.max_share:.0%}; "

@@ -6,10 +6,11 @@ import re
 from collections import Counter
 from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import asdict
-from datetime import date, datetime, timezone
+from datetime import date, datetime
 from pathlib import Path
 from typing import Any
 
+from dataset_prep.cleaning import COLUMNS
 from dataset_prep.events import EventBuilder, Events
 from dataset_prep.interactions import COLUMN, Columns, check_needed
 from dataset_prep.sources import Item, as_paths, named_files
@@ -17,13 +18,15 @@ from dataset_prep.sources.first_rows import FirstRows
 from dataset_prep.sources.ids import id_problem
 from dataset_prep.sources.rejects import Rejects
 from dataset_prep.sources.table_rows import TableRows
-from dataset_prep.sources.times import LATEST, PER_SECOND, bad_time, check_unit
+from dataset_prep.sources.times import LATEST, PER_SECOND, UTC, bad_time, check_unit, seconds_of_date
 from recbole_mm.errors import DatasetError, SettingError, nearest
 
 TIME_UNITS = (*PER_SECOND, "iso")
 ROLES = ("title", "brand", "categories", "category", "description", "price", "image", "images", "image_urls")
 _LISTS = ("categories", "images", "image_urls")
 _SEPARATORS = ",;|"
+_TAKEN = ("user_id", "item_id", "timestamp", "session_id", "item_id_list")  # columns of the interactions in a folder
+WHOLE = 2**53  # whole numbers below it are exact in a float
 _SCHEME = re.compile(r"(?P<scheme>[A-Za-z][A-Za-z0-9+.-]+):")  # a single letter is a drive
 _NUMBER = re.compile(r"[+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]{1,3})?")
 
@@ -48,7 +51,7 @@ class TableSource:
 
     Raises:
         DatasetError: an unreadable file, or a missing column; names those found.
-        SettingError: an unknown role or unit.
+        SettingError: an unknown role or unit, an empty separator.
     """
 
     def __init__(
@@ -65,6 +68,8 @@ class TableSource:
     ) -> None:
         if time_unit not in TIME_UNITS:
             raise SettingError(f"time_unit is {time_unit!r}, expected one of {list(TIME_UNITS)}")
+        if category_separator == "":
+            raise SettingError("the category separator is empty, expected a text such as '>'; leave it out for blanks")
         given = dict(item_columns or {})
         for role in given:
             if role not in ("item", *ROLES):
@@ -108,16 +113,23 @@ class TableSource:
         for name, path in self._interactions:
             rows = self._rows(name, path, rejects)
             places, start, in_seconds = self._places(rows, path), len(builder), False
+            n_other, other = 0, ""  # numbers where dates are expected, or dates for numbers
             for number, row in rows:
                 user, item, basket, time = (None if place is None else row[place] for place in places)
                 in_seconds = in_seconds or isinstance(time, (date, datetime))
                 time = self._time(time)
+                if type(time) is str and self._is_other_time(time):
+                    n_other, other = n_other + 1, other or time
                 problem = self._problem(builder, user, item, basket)
                 problem = problem or bad_time(time, "s" if in_seconds else self._number_unit())
                 if problem:
                     rejects.add(name, number, problem, _shown(row))
                 else:
                     builder.add(_token(user) or "", _token(item), time, offset + number, _token(basket))
+            if n_other > rejects.max_share * rows.n:
+                what = "are dates" if self._unit != "iso" else "are numbers"
+                remedy = "pass --time-unit iso" if self._unit != "iso" else "leave --time-unit iso out"
+                raise DatasetError(f"{path}: the times {what}, such as {other!r}; {remedy}")
             parts.append((path, offset, slice(start, len(builder)), "s" if in_seconds else self._number_unit()))
             offset += self._finish(name, rows, rejects)
         if not len(builder):
@@ -148,11 +160,16 @@ class TableSource:
 
     def _problem(self, builder: EventBuilder, user: Any, item: Any, basket: Any) -> str | None:
         user, item = _token(user), _token(item)
-        if item not in builder.items and (problem := id_problem(item)):
+        if (type(item) is not str or item not in builder.items) and (problem := id_problem(item)):
             return problem
         if self._with_baskets:
             return id_problem(_token(basket)) or (id_problem(user) if user else None)
-        return id_problem(user) if user not in builder.users else None
+        return id_problem(user) if type(user) is not str or user not in builder.users else None
+
+    def _is_other_time(self, text: str) -> bool:
+        if self._unit == "iso":
+            return _NUMBER.fullmatch(text) is not None
+        return seconds_of_date(text.strip()) is not None
 
     def _number_unit(self) -> str:
         return "s" if self._unit == "iso" else self._unit
@@ -177,13 +194,13 @@ class TableSource:
         for name, path in self._items:
             rows = self._rows(name, path, rejects)
             key, roles, more = self._layout(rows, path)
-            unusable = [column for column in rows.names if column not in (rows.names[key], *more) and not any(
-                rows.names.index(column) in places for places in roles.values())]  # fmt: skip
-            if unusable:
-                self.fixed[f"columns without a usable name left out: {', '.join(map(repr, unusable))}"] += 1
+            used = {key, *more.values(), *(place for places in roles.values() for place in places)}
+            for place, column in enumerate(rows.names):
+                if place not in used:
+                    self.fixed[f"column {column!r} left out, whose name cannot be that of a further column"] += 1
             for number, row in rows:
                 item_id = _token(row[key])
-                if item_id in wanted:
+                if type(item_id) is str and item_id in wanted:
                     item = self._item(item_id, row, roles, more)
                     if first_rows.is_first(item, name, number, _shown(row)):
                         yield item
@@ -206,7 +223,12 @@ class TableSource:
         if roles["categories"] and "category" not in self._given:
             roles["category"] = []
         used = {names.index(self._item_key), *(place for places in roles.values() for place in places)}
-        more = {name: place for place, name in enumerate(names) if place not in used and COLUMN.fullmatch(name)}
+        taken = (*_TAKEN, *COLUMNS)  # a further column would be lost under such a name, or hide another one
+        more = {
+            name: place
+            for place, name in enumerate(names)
+            if place not in used and name not in taken and COLUMN.fullmatch(name)
+        }
         return names.index(self._item_key), roles, more
 
     def _item(self, item_id: str, row: list[Any], roles: dict[str, list[int]], more: dict[str, int]) -> Item:
@@ -273,11 +295,13 @@ def _one(name: str | Sequence[str]) -> str:
     return names[0]
 
 
-def _token(value: Any) -> str | None:
-    """An id: texts as they stand, whole numbers of Parquet in digits."""
-    if isinstance(value, int) and not isinstance(value, bool):
-        return str(value)
-    return value if isinstance(value, str) or value is None else repr(value)
+def _token(value: Any) -> Any:
+    """An id: texts as they stand, whole numbers of Parquet in digits; NaN is a missing one, and the rest are none."""
+    if isinstance(value, float) and value != value:
+        return None
+    if isinstance(value, float) and value.is_integer() and abs(value) < WHOLE:  # pandas: whole numbers, some missing
+        return str(int(value))
+    return str(value) if type(value) is int else value
 
 
 def _text(value: Any, separator: str) -> str:
@@ -298,12 +322,10 @@ def _shown(row: list[Any]) -> str:
 def _seconds(value: str | date) -> Any:
     """Unix seconds of a date; a text that is none, or a date after the year 2100, stays a text."""
     if isinstance(value, str):
-        try:
-            value = datetime.fromisoformat(re.sub("[zZ]$", "+00:00", value.strip()))
-        except ValueError:
-            return value.strip() or None
-    elif not isinstance(value, datetime):
+        seconds = seconds_of_date(value.strip())
+        return (value.strip() or None) if seconds is None or seconds >= LATEST else seconds
+    if not isinstance(value, datetime):
         value = datetime(value.year, value.month, value.day)
     if value.tzinfo is None:
-        value = value.replace(tzinfo=timezone.utc)  # noqa: UP017, because Python 3.10 has no datetime.UTC
+        value = value.replace(tzinfo=UTC)
     return value.timestamp() if value.timestamp() < LATEST else str(value)

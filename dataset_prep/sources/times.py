@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from datetime import datetime, timedelta, timezone
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +15,29 @@ PER_SECOND = {"s": 1, "ms": 1_000, "us": 1_000_000}
 LATEST = 4_102_444_800  # the first second of the year 2100
 OTHER_UNIT = 1e11  # seconds from here on (the year 5138) are milliseconds; 1e11 milliseconds are in 1973
 TOO_SMALL = 1e8  # numbers below can be times in any unit
+UTC = timezone.utc  # noqa: UP017, because Python 3.10 has no datetime.UTC
+_DATE = re.compile(
+    r"(?P<day>[0-9]{4}-[0-9]{2}-[0-9]{2})"
+    r"(?:[T ](?P<minute>(?:[01][0-9]|2[0-3]):[0-9]{2})(?::(?P<second>[0-9]{2})(?:[.,](?P<rest>[0-9]{1,9}))?)?"
+    r" ?(?P<zone>[Zz]|(?P<sign>[+-])(?P<hours>[0-9]{2}):?(?P<minutes>[0-9]{2})?)?)?"
+)
+
+
+def seconds_of_date(text: str) -> float | None:
+    """Unix seconds of 2016-07-01, 2016-07-01T12:00 or 2016-07-01 12:00:00.5+02:00, in UTC unless it tells; or None.
+
+    Python's own reader takes other forms in other versions.
+    """
+    match = _DATE.fullmatch(text)
+    if not match:
+        return None
+    try:
+        found = datetime.fromisoformat(f"{match['day']}T{match['minute'] or '00:00'}:{match['second'] or '00'}")
+        offset = timedelta(hours=int(match["hours"] or 0), minutes=int(match["minutes"] or 0))
+        zone = timezone(-offset if match["sign"] == "-" else offset)
+        return found.replace(microsecond=int((match["rest"] or "").ljust(6, "0")[:6]), tzinfo=zone).timestamp()
+    except (ValueError, OverflowError):
+        return None
 
 
 def bad_time(value: object, unit: str) -> str | None:
@@ -24,7 +49,7 @@ def bad_time(value: object, unit: str) -> str | None:
         return "bad_time" if value is not None else "missing_time"
     if value != value or value in (float("inf"), float("-inf")):
         return "non_finite"
-    if value < 0 or LATEST <= value / PER_SECOND[unit] < OTHER_UNIT or value > 1e300:
+    if value < 0 or value > 1e300 or LATEST <= value / PER_SECOND[unit] < OTHER_UNIT:
         return "bad_time"
     return None
 

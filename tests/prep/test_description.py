@@ -70,6 +70,37 @@ def test_of_each_session_the_longest_row_counts(sessions):
     assert found.cold == 1 and "cold items (in validation or test, not in training): 1" in str(found)
 
 
+@pytest.mark.parametrize("seed", range(5))
+def test_the_figures_are_those_of_a_literal_count(tmp_path, seed):
+    generator = np.random.default_rng(seed)
+    plain, split = tmp_path / "plain", tmp_path / "split"
+    plain.mkdir(), split.mkdir()
+    pairs = [(f"u{generator.integers(9)}", f"i{generator.integers(20)}") for _ in range(generator.integers(1, 120))]
+    users, items = map(list, zip(*pairs, strict=True))
+    write_table(plain / "plain.inter", {"user_id:token": users, "item_id:token": items})
+    found = describe(plain)
+    assert sorted(found.lengths.tolist()) == sorted(users.count(user) for user in set(users))
+    assert found.popularity.tolist() == sorted((items.count(item) for item in set(items)), reverse=True)
+    n_head = max(1, round(len(set(items)) / 5))
+    assert found.head_share == pytest.approx(sum(found.popularity[:n_head]) / len(items))
+
+    sessions = [[f"i{generator.integers(20)}" for _ in range(generator.integers(2, 7))] for _ in range(12)]
+    seen = {"train": set(), "valid": set(), "test": set()}
+    for k, part in enumerate(seen):
+        rows = [(n, one[:end], one[end]) for n, one in enumerate(sessions) if n % 3 == k for end in range(1, len(one))]
+        columns = {
+            "session_id:token": [f"s{n}" for n, _, _ in rows],
+            "item_id_list:token_seq": [" ".join(prefix) for _, prefix, _ in rows],
+            "item_id:token": [target for _, _, target in rows],
+        }
+        write_table(split / f"split.{part}.inter", columns)
+        seen[part] = {item for n, one in enumerate(sessions) if n % 3 == k for item in one}
+    found, everything = describe(split), [item for one in sessions for item in one]
+    assert sorted(found.lengths.tolist()) == sorted(map(len, sessions))
+    assert found.popularity.tolist() == sorted(map(everything.count, set(everything)), reverse=True)
+    assert found.cold == len((seen["valid"] | seen["test"]) - seen["train"])
+
+
 def test_features_cover_items_that_occur(shop):
     rows = np.ones((3, 2), dtype=np.float32)
     write_feature(

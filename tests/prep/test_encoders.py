@@ -100,8 +100,11 @@ def test_F64_absent_packages_stop_their_own_encoders_only():
     """In a process without them: every class is found, and those without weights work."""
     code = (
         "import sys\n"
-        "heavy = 'torch torchvision open_clip transformers sentence_transformers onnxruntime diffusers'\n"
-        "sys.modules.update(dict.fromkeys(heavy.split()))\n"
+        "absent = 'torch torchvision open_clip transformers sentence_transformers onnxruntime diffusers'.split()\n"
+        "class Absent:\n"
+        "    def find_spec(self, name, path=None, target=None):\n"
+        "        if name.partition('.')[0] in absent: raise ModuleNotFoundError(name)\n"
+        "sys.meta_path.insert(0, Absent())\n"
         "from dataset_prep.encoders import KNOWN, build_encoder, find_encoder\n"
         "for name in KNOWN: find_encoder(name)\n"
         "build_encoder('tfidf', feature='text').fit(['a red tent'])\n"
@@ -125,6 +128,26 @@ def test_an_option_of_another_encoder_is_refused():
 
 
 # ---------------------------------------------------------------- histogram
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [
+        ("tfidf", {"width": "wide"}, "width of encoder 'tfidf' is 'wide', expected a whole number"),
+        ("tfidf", {"width": True}, "width of encoder 'tfidf' is True, expected a whole number"),
+        ("tfidf", {"width": 2.5}, "width of encoder 'tfidf' is 2.5, expected a whole number"),
+        ("sentence", {"normalize": "yes"}, "normalize of encoder 'sentence' is 'yes', expected true or false"),
+        ("bert", {"model": 3}, "model of encoder 'bert' is 3, expected a text"),
+        ("generated", {"guidance": "high"}, "guidance of encoder 'generated' is 'high', expected a number"),
+        ("clip_words", {"clip": "ViT-B-32"}, "clip of encoder 'clip_words' is 'ViT-B-32', expected a mapping such as"),
+        ("class_names", {"skip": "background"}, "skip of encoder 'class_names' is 'background', expected a list"),
+        ("histogram", {"size": 3}, "size is 3, expected at least 4 pixels, two for each quarter"),
+        ("histogram", {"sise": 3}, "has no option --sise; its settings are .* did you mean .size"),
+    ],
+)
+def test_a_value_of_another_type_is_refused(name, options, message):
+    with pytest.raises(SettingError, match=message):
+        build_encoder(name, feature="image", **options)
 
 
 def test_colour_and_stripes_can_be_told_apart():

@@ -102,6 +102,7 @@ def test_rows_go_to_their_items_in_order(shop):
         "rows": "sentence",
         "max_rows": 10,
         "width": 3,
+        "missing": [{"reason": "no text", "items": 1, "such_as": "4"}],
         "engine": {"version": 1, "shard_size": 512},
     }
 
@@ -284,7 +285,7 @@ def test_zero_rows_are_kept_and_remarked_on_without_the_flag(shop):
         (np.ones((4, 2)), r"has shape \(4, 2\), expected \(5, width\): one row per row of shop\.item, in that order"),
         (np.ones(5), r"has shape \(5,\), expected \(5, width\)"),
         (np.ones((5, 2), dtype=int), "has dtype int64, expected float32"),
-        (np.ones((5, 2), dtype=object), r"is no plain \.npy array or is cut short"),
+        (np.ones((5, 2), dtype=object), "holds Python objects, a pickle, which can run any code; it was refused"),
         (np.full((5, 2), np.nan), r"NaN, infinity .* in 5 rows, such as row 0 \(item '1'\)"),
         (np.full((5, 2), 1e300), "values beyond float32 in 5 rows"),
         (np.zeros((5, 2)), r"no item of 5 has content \(5 the row is all zero\)"),
@@ -451,3 +452,13 @@ def test_the_category_made_from_the_categories_is_not_said_twice(tmp_path):
     )
     make_feature(folder, "text", encoder=build_encoder("tfidf", feature="text"))
     assert Manifest.load(folder).features["text"].source == "title, categories"
+
+
+def test_F15_a_picture_s_path_does_not_lead_out_of_its_folder(shop):
+    Image.new("RGB", (16, 16), "red").save(shop.parent / "outside.png")
+    table = read_table(shop / "shop.item")
+    types = table.attrs["types"]
+    table["image"] = ["../outside.png", str(shop.parent / "outside.png"), "C:\\outside.png", "", table["image"].iloc[4]]
+    write_table(shop / "shop.item", {f"{name}:{types[name]}": table[name].tolist() for name in table})
+    report = make_feature(shop, "image", progress=False)
+    assert report.missing == {"picture outside the folder": 3, "no picture named": 1} and report.n_filled == 1

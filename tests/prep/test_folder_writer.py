@@ -62,7 +62,7 @@ def test_an_existing_folder_is_refused_before_anything_is_done(tmp_path):
     refuse_existing(tmp_path / "other", overwrite=False)
 
 
-@pytest.mark.parametrize("name", ["", ".", "..", "a/b", ".hidden", "/tmp"])
+@pytest.mark.parametrize("name", ["", ".", "..", "a/b", ".hidden", "/tmp", "a\tb", "a\nb"])
 def test_a_name_that_leads_elsewhere_is_refused(name):
     with pytest.raises(SettingError, match="expected the name of a folder without a path; see --out"):
         place_of(Path("dataset"), name)

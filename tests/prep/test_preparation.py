@@ -16,7 +16,9 @@ from pathlib import Path
 import pytest
 
 from dataset_prep.events import EventBuilder, Events
-from dataset_prep.preparation import PreparationReport, PreparationSettings, prepare, settings_of
+from dataset_prep.preparation import prepare
+from dataset_prep.preparation_report import PreparationReport
+from dataset_prep.preparation_settings import PreparationSettings, settings_of
 from dataset_prep.price import PriceSettings
 from dataset_prep.sources import Item
 from dataset_prep.sources.amazon import AmazonSource
@@ -176,6 +178,24 @@ def test_items_are_written_with_prices_levels_and_further_columns(tmp_path):
     settings = Manifest.load(tmp_path / "shop").settings
     assert settings["prices"]["columns"] == ["price_level", "category"]
     assert settings["counts"]["items_with"]["price"] == 2
+
+
+def test_F20_prices_that_get_no_level_stop_nothing_unless_levels_are_asked_for(tmp_path):
+    rows = [(user, item, float(time)) for user in "ab" for time, item in enumerate("wxyz")]
+    source = MemorySource(rows, [Item("w", price="4"), Item("x", categories=("All",))])
+    report = prepare(source, tmp_path / "shop", PreparationSettings(**LOOSE))
+    assert "price levels: none\n  1 without: price empty\n  1 without: no category" in str(report)
+    assert (tmp_path / "shop/shop.item").read_text().startswith("item_id:token\tcategories:token_seq\tprice:float\n")
+    with pytest.raises(DatasetError, match="no item of 2 gets a price level"):
+        prepare(source, tmp_path / "other", PreparationSettings(**LOOSE), prices=PriceSettings(n_levels=2))
+
+
+def test_a_column_category_is_the_category_of_the_prices(tmp_path):
+    rows = [(user, item, float(time)) for user in "ab" for time, item in enumerate("wxyz")]
+    items = [Item("w", price="4", categories=("All", "Pens"), more={"category": "Own name"})]
+    report = prepare(MemorySource(rows, items), tmp_path / "shop", PreparationSettings(**LOOSE))
+    assert "in 1 category (last of 'category')" in str(report)
+    assert (tmp_path / "shop/shop.item").read_text().split("\n")[1] == "w\tAll Pens\t4\tOwn name\t1"
 
 
 def test_cold_items_are_listed_and_never_trained_on(tmp_path):

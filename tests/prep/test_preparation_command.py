@@ -76,6 +76,24 @@ def test_protocols_and_shared_cut_points(reviews, capsys):
     assert Manifest.load(Path("dataset/b")).settings["cuts"] == Manifest.load(Path("dataset/a")).settings["cuts"]
 
 
+def test_a_folder_is_kept_only_if_files_settings_and_cut_points_are_the_same(reviews, capsys):
+    cuts = ["--valid-from", "2017-07-17", "--test-from", "2017-07-18"]
+    assert main(["amazon", *reviews, "--name", "a", "--protocol", "time", *cuts]) == 0
+    command = ["amazon", *reviews, "--name", "b", "--protocol", "time", "--cuts-from", "dataset/a", "--keep"]
+    assert main(command) == main(command) == 0
+    assert capsys.readouterr().out.endswith("dataset/b: kept, made of the same files with the same settings\n")
+    assert main([*command, "--longest", "3"]) == 3
+    assert "made of other files or with other settings; replace it with --overwrite" in capsys.readouterr().err
+    cuts[1] = "2017-07-16"
+    assert main(["amazon", *reviews, "--name", "a", "--protocol", "time", *cuts, "--overwrite"]) == 0
+    assert main(command) == 3
+    cuts[1] = "2017-07-17"
+    assert main(["amazon", *reviews, "--name", "a", "--protocol", "time", *cuts, "--overwrite"]) == 0
+    assert main(command) == 0
+    Path(reviews[1]).write_text(Path(reviews[1]).read_text().replace("good", "bad"))
+    assert main(command) == 3
+
+
 def test_tables_with_columns_of_any_name(tables, capsys):
     assert main(["table", *tables, "--name", "shop"]) == 0, capsys.readouterr().err
     assert main(["check", "dataset/shop"]) == 0

@@ -53,7 +53,7 @@ def test_a_price_is_read(text, price):
         "1e12", "1000000000000", "9" * 400, "1e999", "$1e3", "12\n13", "(5)",
     ],
 )  # fmt: skip
-def test_anything_else_is_no_price(text):
+def test_F18_F19_anything_else_is_no_price(text):
     assert parse_price(text) is None
 
 
@@ -185,7 +185,7 @@ def test_neither_order_nor_currency_changes_levels(method):
         ([5.0], [1]), ([5.0, 5.0, 5.0], [1, 1, 1]), ([np.nan], [0]), ([], []), ([0.1 + 0.2, 0.1 + 0.2], [1, 1]),
     ],
 )  # fmt: skip
-def test_one_price_has_level_1(method, price, levels):
+def test_F20_one_price_has_level_1(method, price, levels):
     with np.errstate(all="raise"):
         assert price_levels(np.array(price), ["c"] * len(price), n_levels=9, method=method).tolist() == levels
 
@@ -286,7 +286,11 @@ def test_no_levels_without_prices_or_when_none_are_wanted():
         ({"price": ["1"]}, {"category_column": "kind"}, "no column kind, only item_id, price; choose with --category-"),
         ({"price": ["", "Free"]}, {}, "no item of 2 gets a price level .1 price empty, 1 not written as a price."),
         ({"price": ["1"], "price_level": ["3"]}, {}, "a column price_level already, .* other values; rename it"),
-        ({"price": ["1"], "categories": ["a b"], "category": ["a"]}, {}, "a column category already"),
+        (
+            {"price": ["1"], "categories": ["a b"], "category": ["a"]},
+            {"category_column": "categories"},
+            "a column category already",
+        ),
     ],
 )
 def test_items_that_cannot_get_levels_are_refused(columns, settings, message):

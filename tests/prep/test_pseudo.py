@@ -10,6 +10,7 @@ import pytest
 
 from dataset_prep.__main__ import main
 from dataset_prep.pseudo import make_pseudo_feature, neighbour_means
+from dataset_prep.reduction import reduce_features
 from recbole_mm.data.files import write_table
 from recbole_mm.data.layout import Manifest, check_folder, read_feature, write_feature
 from recbole_mm.errors import DatasetError, SettingError
@@ -235,6 +236,20 @@ def test_what_cannot_be_compared_is_refused(clip_shop):
     other = {"weights_sha256": {"clip.bin": "2"}}
     write_feature(clip_shop, "other", tokens=list("abcde"), rows=rows, encoder="clip", source="-", settings=other)
     refuse("clip_text and other of shop were made with different weights", ["clip_text", "other"])
+
+
+def test_a_pseudo_feature_stays_up_to_date_when_what_it_is_made_of_is_reduced(clip_shop):
+    by = ("clip_text", "clip_image")
+    make_pseudo_feature(clip_shop, "image_from_text", by=by)
+    assert make_pseudo_feature(clip_shop, "image_from_text", by=by).up_to_date
+    once = Manifest.load(clip_shop).features["image_from_text"]
+    reduce_features(clip_shop, ["image", "image_from_text"], width=1, fit_on="all", progress=False)
+    again = make_pseudo_feature(clip_shop, "image_from_text", by=by)
+    assert again.up_to_date and "reduced from image_from_text_full" in str(again)
+    manifest = Manifest.load(clip_shop)
+    assert manifest.features["image_from_text"].shape[1] == 1
+    full = manifest.features["image_from_text_full"]
+    assert (full.settings, full.source) == (once.settings, once.source)
 
 
 # ---------------------------------------------------------------- command line

@@ -240,6 +240,50 @@ def test_reducing_again_starts_from_the_originals(shop):
     assert contents(shop) == once
 
 
+def test_a_reduction_that_is_there_is_left_alone_until_something_changes(shop):
+    names = ["image", "image_from_text", "text"]
+
+    def reduce(**how) -> tuple[str, ...]:
+        return reduce_features(shop, names, **{"width": 3, "progress": False, **how}).up_to_date
+
+    def changed(name: str) -> None:
+        """Another vector for the first item."""
+        tokens, rows, counts = read_feature(shop, name)
+        rows = rows + np.eye(len(rows), rows.shape[1], dtype=np.float32)
+        write_feature(shop, name, tokens=tokens, rows=rows, counts=counts if name == "text" else None, encoder="e",
+                      source="s")  # fmt: skip
+
+    first = reduce()
+    once = {path: (shop / path).stat().st_mtime_ns for path in contents(shop)}
+    assert first == () and set(reduce()) == set(names)
+    assert once == {path: (shop / path).stat().st_mtime_ns for path in contents(shop)}
+    report = reduce_features(shop, names, width=3, progress=False)
+    assert str(report).count("the original is text_full; up to date, nothing was done") == 1 and report.n_items == 10
+
+    assert reduce(whiten=True) == reduce(scale="unit") == reduce(fit_on="all") == reduce(width=2) == reduce() == ()
+    changed("image_full")  # its twin is fitted with it
+    assert reduce() == ("text",)
+    (shop / "features" / "text.npy").write_bytes(b"broken")
+    assert set(reduce()) == {"image", "image_from_text"}
+    tokens, full, counts = read_feature(shop, "text_full")
+    write_feature(
+        shop, "text_full", tokens=tokens, rows=full, counts=np.sort(counts)[::-1], encoder="e", source="s"
+    )  # the same rows, of other items
+    assert set(reduce()) == {"image", "image_from_text"}
+    assert read_feature(shop, "text").counts.tolist() == sorted(counts, reverse=True)
+
+
+def test_an_original_is_not_reduced_itself(shop):
+    reduce_features(shop, ["image"], width=5, progress=False)
+    with pytest.raises(SettingError, match="image_full keeps the original of image; reduce image, which starts"):
+        reduce_features(shop, ["text", "image_full"], width=3, progress=False)
+    write_feature(shop, "half_full", tokens=["i0", "i1", "i2"], rows=random_rows(3, 1), encoder="e", source="s")
+    with pytest.raises(SettingError, match="reduce half, which starts from it"):
+        reduce_features(shop, ["half_full"], width=1, fit_on="all", progress=False)
+    reduce_features(shop, ["half"], width=1, fit_on="all", progress=False)
+    assert read_feature(shop, "half").rows.shape == (3, 1)
+
+
 def test_a_feature_that_was_made_anew_is_its_own_original_again(shop):
     assert original_name(Manifest.load(shop), "image") == "image"
     reduce_features(shop, ["image"], width=5, progress=False)

@@ -13,8 +13,9 @@ import numpy as np
 import pytest
 
 from dataset_prep.__main__ import main
-from dataset_prep.released import FEATURE_FILES, draw_sessions, import_released
-from dataset_prep.six_lists import load_plain_pickle
+from dataset_prep.released import FEATURE_FILES, draw_sessions, import_released, read_array
+from dataset_prep.safe_pickle import load_plain_pickle
+from dataset_prep.six_lists import Problems
 from recbole_mm.data.files import read_table, sha256_of
 from recbole_mm.data.layout import Manifest, check_folder, read_feature
 from recbole_mm.errors import DatasetError, SettingError, UnsafeFileError
@@ -293,9 +294,9 @@ def test_plain_content_is_read():
     [
         (b"", "no whole pickle"),
         (b"hello", "no whole pickle"),
-        (b"PK\x03\x04" + bytes(40), "no whole pickle"),
+        (b"PK\x03\x04" + bytes(40), "no pickle but a zip archive"),
+        (b"PK\x03\x04\n" + bytes(40), "no pickle but a zip archive"),
         (pickle.dumps([1, 2]) + b"more", "4 bytes after the end"),
-        (b"\x80\x02]r\xff\xff\xff\x7f.", "asks for more memory than it can fill"),
         (b"\x80\x04\x8d\xff\xff\xff\xff\xff\xff\xff\x7fabc.", "no whole pickle"),
     ],
 )
@@ -426,12 +427,23 @@ def test_all_problems_are_listed_at_once_and_many_alike_are_counted(released, tm
         assert part in text, (part, text)
 
 
+@pytest.mark.parametrize(
+    "content", [b"PK\x03\x04 no archive", b"\x93NUMPY\x01\x00", b"\x93NUMPY\x01\x00\x76\x00" + b"(" * 118, b"", b"text"]
+)
+def test_F43_a_file_that_is_no_array_is_said_to_be_none(tmp_path, content):
+    (tmp_path / "x.npy").write_bytes(content)
+    problems = Problems()
+    assert read_array(tmp_path / "x.npy", problems) is None
+    with pytest.raises(DatasetError, match="x.npy: found no plain .npy array, or one cut short"):
+        problems.raise_if_any(tmp_path)
+
+
 def test_both_files_are_looked_at_even_if_one_cannot_be_read(released, tmp_path):
     (released / "train.txt").write_bytes((released / "train.txt").read_bytes()[:-20])
     (released / "test.txt").unlink()
     with pytest.raises(DatasetError) as error:
         import_released(released, tmp_path / "Phones")
-    assert "2 problem(s)\n  - train.txt: found no whole pickle (" in str(error.value)
+    assert "2 problem(s)\n  - train.txt: found no whole pickle, but one cut short" in str(error.value)
     assert "test.txt: found no such file, only [" in str(error.value) and "unpacked if it came" in str(error.value)
 
 

@@ -156,10 +156,50 @@ def test_F43_a_pickle_cut_short_anywhere_is_noticed(tmp_path):
 
 
 def test_a_pickle_that_asks_for_much_memory_gets_none(tmp_path):
+    assert read(tmp_path, b"\x80\x02Nr" + struct.pack("<I", 2**32 - 1) + b".") is None
+    for step in (b"\x8e", b"\x96"):  # bytes and bytearray
+        for size in (2**31, 2**40, 2**63 + 1):
+            with pytest.raises(ValueError, match="no whole pickle"):
+                read(tmp_path, b"\x80\x05" + step + struct.pack("<Q", size) + b"abc.")
+
+
+def text(value: str) -> bytes:
+    return b"X" + struct.pack("<I", len(value)) + value.encode()
+
+
+@pytest.mark.parametrize(
+    ("start", "again"),
+    [
+        (b"c_codecs\nencode\nq\x010](", b"h\x01h\x00" + text("latin1") + b"\x86R"),
+        (
+            b"cnumpy.core.numeric\n_frombuffer\nq\x01cnumpy\ndtype\n" + text("f4") + b"\x85Rq\x0200](",
+            b"h\x01(h\x00h\x02J" + struct.pack("<i", 250) + b"\x85" + text("C") + b"tR",
+        ),
+    ],
+    ids=["encode", "frombuffer"],
+)
+def test_a_text_named_many_times_is_not_copied_many_times(tmp_path, start, again):
+    content = b"\x80\x04" + text("a" * 1000) + b"q\x000" + start
+    assert len(read(tmp_path, content + again + b"e.")) == 1
     with pytest.raises(ValueError, match="more memory than it can fill"):
-        read(tmp_path, b"\x80\x02Nr" + struct.pack("<I", 2**32 - 1) + b".")
-    with pytest.raises(ValueError, match="no whole pickle"):
-        read(tmp_path, b"\x80\x04\x8e" + struct.pack("<Q", 2**60) + b"abc.")
+        read(tmp_path, content + 100 * again + b"e.")
+
+
+NESTED = b"N" + b"\x85" * 200_000  # a tuple in a tuple in a tuple ...
+DOUBLED = b"Nq\x00" + b"".join(b"h\x00\x86q\x00" for _ in range(60))  # of 2**60 members
+
+
+@pytest.mark.parametrize("key", [NESTED, DOUBLED, b"N", b"\x8a\x09" + bytes(8) + b"\x01"], ids="ndNi")
+@pytest.mark.parametrize("form", [b"}%sNs", b"}(%sNu", b"(%sNd", b"\x8f(%s\x90", b"(%s\x91"], ids="sudab")
+def test_keys_that_would_exhaust_the_stack_or_the_day_are_refused(tmp_path, key, form):
+    with pytest.raises(ValueError, match="expected a text|holds a set"):
+        read(tmp_path, b"\x80\x04" + form % key + b".")
+
+
+def test_what_is_nested_without_end_is_shown_in_short(tmp_path):
+    for part in (NESTED, DOUBLED):
+        with pytest.raises(ValueError, match="no whole pickle .*a dtype of "):
+            read(tmp_path, b"\x80\x04cnumpy\ndtype\n" + part + b"\x85R.")
 
 
 def test_no_file_is_said(tmp_path):

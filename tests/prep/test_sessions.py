@@ -15,7 +15,8 @@ from dataset_prep.__main__ import main
 from dataset_prep.cleaning import Ledger
 from dataset_prep.interactions import Columns
 from dataset_prep.session_folder import Rows, add_price_levels
-from dataset_prep.sessions import SessionSettings, make_sessions, prefix_rows, prepare_sessions
+from dataset_prep.session_settings import SessionSettings
+from dataset_prep.sessions import make_sessions, prefix_rows, prepare_sessions
 from recbole_mm.data.files import read_table, sha256_of, write_table
 from recbole_mm.data.layout import Manifest, check_folder
 from recbole_mm.errors import DatasetError, SettingError
@@ -242,7 +243,7 @@ def test_the_filters_leave_nothing_that_they_would_remove():
         assert all(a != b for session in found for a, b in itertools.pairwise(session))
 
 
-def test_filters_run_until_nothing_changes():
+def test_F23_filters_run_until_nothing_changes():
     """Each round takes away the reason to keep the next: x is rare, so session 1 is short, so y is rare, ..."""
     rows = [
         ("1", "x", 1.0), ("1", "y", 2.0),
@@ -333,7 +334,7 @@ def test_baskets_of_different_users_are_different_sessions():
     assert {name: len(sessions) for name, sessions in whole(parts).items()} == {"train": 1, "valid": 1, "test": 1}
 
 
-def test_equal_times_keep_the_order_of_the_lines_and_are_counted():
+def test_F21_equal_times_keep_the_order_of_the_lines_and_are_counted():
     rows = [(u, f"{u}{item}", time) for u in "uvw" for item, time in (("c", 5.0), ("a", 5.0), ("b", 4.0))]
     parts, report = make_sessions(
         frame(rows), SessionSettings(sessions="user", min_item_count=1, cold_items="keep", prefixes="none")
@@ -343,7 +344,7 @@ def test_equal_times_keep_the_order_of_the_lines_and_are_counted():
     assert "50.0 % of neighbours in a session have the same time: their order is that of the file" in report.remarks
 
 
-def test_duplicates_are_counted_whether_they_are_kept_or_not():
+def test_F11_duplicates_are_counted_whether_they_are_kept_or_not():
     rows = [(u, item, float(k), u) for u in "uvw" for k, item in enumerate("aabb")]
     rows += [("u", "a", 0.0, "u"), ("u", "a", 1.0, "another"), ("u", "b", 3.0, "another")]
 
@@ -410,12 +411,12 @@ def test_an_unseen_target_of_leave_one_out_is_not_replaced_by_a_training_item():
     assert report.dropped == {"validation or test item that training has not": 2}
 
 
-def test_the_newest_items_are_kept():
+def test_F24_the_newest_items_are_kept():
     rows = [(u, f"{u}{k}", float(k)) for u in "uvw" for k in range(9)]
     assert sessions_of(rows, sessions="user", longest=3) == [[f"{u}6", f"{u}7", f"{u}8"] for u in "uvw"]
 
 
-def test_a_session_of_one_repeated_item_is_valid():
+def test_F25_a_session_of_one_repeated_item_is_valid():
     rows = [(u, "a", float(k)) for k, u in enumerate("uvwuvw")]
     assert sessions_of(rows, sessions="user") == [["a", "a"]] * 3
 
@@ -452,7 +453,7 @@ def test_remarks_tell_what_a_run_needs_to_know():
         ({"sessions": "gap", "gap": 0.5}, "--min-length 2 removes all 24"),
     ],
 )
-def test_a_filter_that_empties_the_data_is_named(settings, message):
+def test_F26_a_filter_that_empties_the_data_is_named(settings, message):
     rows = [(u, item, float(k)) for u in "uvwxyz" for k, item in enumerate("abcd")]
     with pytest.raises(DatasetError, match=message):
         make_sessions(frame(rows), SessionSettings(**{"sessions": "user", "min_item_count": 1, **settings}))
@@ -586,7 +587,7 @@ def test_a_csv_gives_the_same_folder(raw, separator):
         assert (raw / "other/shop" / f"shop.{name}").read_bytes() == (raw / "shop" / f"shop.{name}").read_bytes()
 
 
-def test_ids_are_kept_byte_for_byte(raw):
+def test_F12_ids_are_kept_byte_for_byte(raw):
     """pandas reads the first five as missing or as numbers."""
     names = ["NA", "null", "nan", "00123", "1e5", "True", "../../etc/x", "é", "e\u0301", '"', "a,b", "B01", "b01"]
     rows = [(f"u{k}", name, START + 86_400 * k + step, "b") for k in range(5) for step, name in enumerate(names)]
@@ -628,11 +629,11 @@ def test_milliseconds_are_read_when_they_are_announced(raw):
         (("", "i1", START, "b"), "line 42: its user_id is empty"),
         (("u", "i1", "", "b"), "line 42: its timestamp is no number"),
         (("u", "i1", "nan", "b"), "line 42: its timestamp is no number"),
-        (("u", "i1", "2014-03-01", "b"), "line 42: its timestamp is no number .texts such as 2014-03-01 are not read"),
+        (("u", "i1", "2014-03-01", "b"), "line 42: its timestamp is no number .dates such as 2014-03-01 are read by"),
         (("u", "i1", -5.0, "b"), "line 42: its timestamp is negative"),
     ],
 )
-def test_rows_that_cannot_be_used_are_refused_or_dropped(raw, row, message):
+def test_F14_F15_F17_F22_rows_that_cannot_be_used_are_refused_or_dropped(raw, row, message):
     prepare(raw)
     write_inter(raw / "raw.inter", [*ROWS, row])
     with pytest.raises(DatasetError, match=message):
@@ -656,7 +657,7 @@ def test_all_kinds_of_bad_rows_are_listed_at_once(raw):
         prepare(raw, settings={"bad_rows": "drop"})
 
 
-def test_an_item_with_two_different_rows_is_refused_or_its_first_row_kept(raw):
+def test_F10_an_item_with_two_different_rows_is_refused_or_its_first_row_kept(raw):
     columns = {f"{name}:token": [*values, values[0], values[1]] for name, values in ITEMS.items()}
     write_table(raw / "raw.item", columns)
     prepare(raw, "same")
@@ -683,7 +684,7 @@ def test_an_item_with_two_different_rows_is_refused_or_its_first_row_kept(raw):
         ("user_id,item_id,timestamp\nu,\udcff,2\n", "not UTF-8; save the file as UTF-8"),
     ],
 )
-def test_files_that_cannot_be_read_are_refused(tmp_path, content, message):
+def test_F8_F9_F13_files_that_cannot_be_read_are_refused(tmp_path, content, message):
     (tmp_path / "raw.inter").write_bytes(content.encode(errors="surrogateescape"))
     with pytest.raises(DatasetError, match=message):
         prepare(tmp_path, items=None)
@@ -720,7 +721,7 @@ price levels: 2 of 4 items, 1 of 100 levels occur; logistic, in 2 categories (la
   1 without: price empty
   1 without: no category
 """
-    assert out.endswith(report)
+    assert report in out and out.endswith("DATASET.md\n") and "# shop" in (raw / "shop/DATASET.md").read_text()
     assert main(["check", str(raw / "shop")]) == 0
     assert run(raw, "--sessions", "basket") == 3
     assert "shop is there already; replace it with --overwrite" in capsys.readouterr().err
@@ -734,7 +735,7 @@ def test_the_command_for_prices_replaces_levels(raw, capsys):
     assert "price_level" not in read_table(raw / "shop/shop.item")
     options = ["--price-levels", "4", "--price-method", "linear", "--category-position", "first"]
     assert main(["prices", "--dataset", str(raw / "shop"), *options]) == 0
-    assert "2 of 4 items, 2 of 4 levels occur; linear, in 1 categories (first of" in capsys.readouterr().out
+    assert "2 of 4 items, 2 of 4 levels occur; linear, in 1 category (first of" in capsys.readouterr().out
     assert read_table(raw / "shop/shop.item")["price_level"].tolist() == ["1", "", "4", ""]
     assert main(["prices", "--dataset", str(raw / "shop"), "--price-column", "cost"]) == 3
     assert "no column cost" in capsys.readouterr().err

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -12,8 +13,9 @@ import pytest
 import torch
 from tiny_text_models import TEXTS, save_bert
 
-from dataset_prep.encoders import build_encoder
+from dataset_prep.encoders import build_encoder, model_files
 from dataset_prep.encoders.bert import BertEncoder
+from dataset_prep.encoders.model_files import model_settings
 from recbole_mm.errors import SettingError
 
 POOLINGS = ("pooler", "cls", "mean")
@@ -92,6 +94,49 @@ def test_F30_odd_texts_have_finite_vectors(folder):
     encoder = BertEncoder(model=str(folder), device="cpu")
     assert np.isfinite(np.stack(encoder.encode(texts))).all()
     assert encoder.counts["truncated"] <= 1
+
+
+def test_a_network_that_counts_positions_behind_the_padding_is_not_given_more_tokens_than_it_has(tmp_path):
+    from transformers import RobertaConfig, RobertaModel
+
+    shutil.copytree(save_bert(tmp_path / "bert", positions=10**6), tmp_path / "roberta", dirs_exist_ok=True)
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+    config = RobertaConfig(vocab_size=64, max_position_embeddings=34, pad_token_id=1, **sizes)
+    RobertaModel(config).save_pretrained(tmp_path / "roberta")
+    encoder = BertEncoder(model=str(tmp_path / "roberta"), pooling="mean", device="cpu")
+    assert encoder.settings["max_length"] == 32
+    assert np.isfinite(encoder.encode(["red " * 100, "a"])).all() and encoder.counts["truncated"] == 1
+    with pytest.raises(SettingError, match="max_length is 33, expected 3 to 32 for this model"):
+        BertEncoder(model=str(tmp_path / "roberta"), pooling="mean", device="cpu", max_length=33)
+
+
+def test_a_tokenizer_without_padding_pads_with_another_token_that_is_masked(folder, tmp_path):
+    file = shutil.copytree(folder, tmp_path / "unknown") / "tokenizer_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"pad_token": None}))
+    encoder = BertEncoder(model=str(tmp_path / "unknown"), device="cpu")
+    assert encoder._tokenizer.pad_token == "[UNK]"
+    expected = BertEncoder(model=str(folder), device="cpu").encode(TEXTS)
+    np.testing.assert_allclose(encoder.encode(TEXTS), expected, atol=2e-6)
+
+
+def test_weights_of_every_part_and_kind_tell_models_apart(tmp_path):
+    for name in ("model.safetensors", "pytorch_model.bin", "2_Dense/pytorch_model.bin", "a/b/model.safetensors"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(b"weights")
+    (tmp_path / "onnx").mkdir()
+    (tmp_path / "onnx/model.bin").write_bytes(b"of another runtime")
+    found = model_settings(str(tmp_path), None, packages=())["weights_sha256"]
+    assert list(found) == ["model.safetensors", "2_Dense/pytorch_model.bin", "a/b/model.safetensors"]
+    (tmp_path / "model.safetensors").rename(tmp_path / "open_clip_model.pth")
+    found = model_settings(str(tmp_path), None, packages=())["weights_sha256"]
+    assert list(found)[:2] == ["open_clip_model.pth", "pytorch_model.bin"]
+
+
+def test_of_a_branch_on_the_hub_the_commit_is_kept(monkeypatch, tmp_path):
+    monkeypatch.setattr(model_files, "_cached", lambda *_: tmp_path / ("c" * 40))
+    assert model_settings("shop/bert", "main", packages=())["revision"] == "c" * 40
+    monkeypatch.setattr(model_files, "_cached", lambda *_: None)
+    assert model_settings("shop/bert", "main", packages=())["revision"] == "main"
 
 
 def test_the_settings_tell_models_apart(folder, tmp_path):

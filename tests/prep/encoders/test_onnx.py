@@ -61,8 +61,12 @@ def network(
     outputs: dict[str, list[int | str]] | None = None,
     element: int = 1,
     inputs: int = 1,
+    beside: str | None = None,
 ) -> Path:
-    """features: the mean colour of the picture [n, 3]; logits: its opposite [n, 3]; map: the picture itself."""
+    """features: the mean colour of the picture [n, 3]; logits: its opposite [n, 3]; map: the picture itself.
+
+    With ``beside``, the file of that name holds a weight.
+    """
     pixels = pixels or ["n", 3, 8, 6]
     outputs = outputs or {"logits": ["n", 3], "features": ["n", 3]}
     places = [2, 3] if pixels[1] == 3 else [1, 2]
@@ -71,6 +75,9 @@ def network(
     squeeze = field(1, node("Squeeze", ["mean", "axes"], "features"))
     negative = field(1, node("Neg", ["features"], "logits")) + field(1, node("Identity", ["pixels"], "map"))
     graph = keep + squeeze + negative + field(2, "g") + axes
+    if beside is not None:
+        place = field(1, "location") + field(2, beside)
+        graph += field(5, field(1, 1) + field(2, 1) + field(8, "far") + field(13, place) + field(14, 1))
     graph += field(11, tensor_type("pixels", pixels, element))
     graph += b"".join(field(11, tensor_type(f"more{i}", ["n", 3])) for i in range(inputs - 1))
     graph += b"".join(field(12, tensor_type(name, shape)) for name, shape in outputs.items())
@@ -161,8 +168,21 @@ def test_settings_name_the_bytes_and_no_place(tmp_path):
     settings = OnnxModel(file).settings
     assert settings["model"] == "x.onnx" and settings["weights_sha256"] == {"x.onnx": digest}
     assert str(tmp_path) not in json.dumps(settings)
-    (tmp_path / "x.onnx.data").write_bytes(b"weights beside the network")
-    assert sorted(OnnxModel(file).settings["weights_sha256"]) == ["x.onnx", "x.onnx.data"]
+
+
+@pytest.mark.parametrize("name", ["weights", "x.onnx.data", "long" * 40])
+def test_files_of_weights_that_the_network_names_belong_to_it_and_no_others(tmp_path, name):
+    (tmp_path / name).write_bytes(b"1234")
+    (tmp_path / "x.onnx_data").write_bytes(b"of an earlier one")
+    file = network(tmp_path / "x.onnx", beside=name)
+    assert sorted(OnnxModel(file).settings["weights_sha256"]) == sorted([name, "x.onnx"])
+
+
+def test_numbers_that_are_not_finite_are_refused(tmp_path):
+    model = OnnxModel(network(tmp_path / "x.onnx"))
+    model._std = (0.0,) * 3
+    with pytest.raises(SettingError, match=r"model x\.onnx gave NaN or infinity in float32; its weights are broken"):
+        model.logits([np.full((8, 6, 3), 200, dtype=np.uint8)])
 
 
 # ---------------------------------------------------------------- mistakes

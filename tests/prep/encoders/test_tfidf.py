@@ -59,6 +59,19 @@ def test_a_large_catalogue_that_shares_no_word_still_works():
     assert encoder.settings["min_df"] == 1
 
 
+def test_the_number_of_threads_changes_no_bit():
+    limits = pytest.importorskip("threadpoolctl").threadpool_limits
+    random = np.random.default_rng(0)
+    texts = [" ".join(f"word{n}" for n in random.integers(0, 900, 15)) for _ in range(900)]
+    made = []
+    for threads in (1, 2):
+        with limits(threads):
+            encoder = TfidfEncoder()
+            encoder.fit(texts)
+            made.append(np.stack(encoder.encode(texts)).tobytes())
+    assert made[0] == made[1]
+
+
 def test_texts_without_words_are_refused():
     with pytest.raises(DatasetError, match="hold no word of two or more letters"):
         TfidfEncoder().fit(["a", "1", "!"])

@@ -100,6 +100,13 @@ def test_logits_have_imagenets_names(resnet):
     assert len(network.class_names) == 1000 and network.class_names[0] == "tench"
 
 
+def test_scores_that_are_not_finite_name_no_class(resnet):
+    network = TorchvisionNetwork(network="resnet18", weights=str(resnet))
+    torch.nn.init.constant_(network._network.fc.bias, float("nan"))
+    with pytest.raises(SettingError, match="model resnet18 gave NaN or infinity in float32"):
+        network.logits([network.image_transform(picture) for picture in pictures()])
+
+
 def test_a_file_with_other_classes_is_read_and_has_no_names(tmp_path):
     network = TorchvisionNetwork(network="resnet18", weights=str(save(tmp_path, "resnet18", num_classes=7)))
     assert network.class_names is None

@@ -145,6 +145,16 @@ def test_concat_encodes_the_words_as_one_text_and_per_word_each_alone(tmp_path, 
     assert row.shape == (3,) and rows.shape == (2, 3) and rows.dtype == row.dtype == np.float32
 
 
+def test_words_are_encoded_in_the_vocabularys_batches_whatever_was_asked_before(tmp_path, colour_clip, monkeypatch):
+    monkeypatch.setattr(words_module, "WORDS_AT_ONCE", 2)
+    encoder = make(tmp_path, *COLOURS, n_words=1, image_token_mode="per_word")
+    asked = []
+    encode, encoder._text.encode = encoder._text.encode, lambda words: asked.append(list(words)) or encode(words)
+    for colour in ((0, 0, 255), (0, 255, 0), (255, 0, 0), (0, 0, 255)):
+        encoder.encode(arrays(encoder, colour))
+    assert asked == [["blue"], ["red", "green"]]
+
+
 @pytest.mark.parametrize("mode", ["concat", "per_word"])
 def test_neither_order_nor_batch_size_changes_a_vector(tmp_path, colour_clip, mode):
     encoder = make(tmp_path, *COLOURS, "red wheel", image_token_mode=mode)

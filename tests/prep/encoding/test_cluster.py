@@ -8,7 +8,7 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
-from encoding_stubs import Dying, Failing, Letters
+from encoding_stubs import Crashing, Dying, Failing, Letters
 from PIL import Image
 
 from dataset_prep import features
@@ -80,6 +80,16 @@ def test_an_error_in_a_worker_arrives_here_and_a_worker_that_dies_is_replaced(tm
 
 
 @pytest.mark.slow
+def test_a_picture_that_kills_the_worker_that_decodes_it_costs_itself_only(tmp_path):
+    pytest.importorskip("ray")
+    folder, build = shop(tmp_path / "shop"), partial(Crashing, red=5 * 9)
+    running = Running(ray="local", workers=1)
+    report = make_feature(folder, "image", build=build, running=running, progress=False)
+    reasons = ["picture not a picture", "picture decoder crashed", "picture file missing"]
+    assert report.missing == dict.fromkeys(reasons, 1) and report.examples["picture decoder crashed"] == "5"
+
+
+@pytest.mark.slow
 def test_an_address_without_a_cluster_is_refused(tmp_path):
     pytest.importorskip("ray")
     with pytest.raises(SettingError, match="cannot reach a Ray cluster at '127.0.0.1:1'"):
@@ -112,5 +122,5 @@ def test_names_that_ray_data_imports_are_given_only_where_they_lack(monkeypatch)
 def test_workers_that_find_no_picture_file_say_so_themselves(tmp_path):
     (tmp_path / "a").write_bytes(b"x")
     source = cluster._Source({3: [str(tmp_path / "a"), str(tmp_path / "b")]}, "image")
-    assert source.contents(3) == [b"x", None]
-    assert cluster._Source({3: ["text"]}, "text").contents(3) == ["text"]
+    assert source.contents(3) == ([b"x", None], False)
+    assert cluster._Source({3: ["text"]}, "text").contents(3) == (["text"], False)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,11 +16,12 @@ import numpy as np
 import pytest
 from encoding_stubs import Corners, Dying, Failing, Letters
 from PIL import Image
+from tiny_text_models import save_bert, save_clip
 
 from dataset_prep import features
 from dataset_prep.__main__ import main
 from dataset_prep.encoders import build_encoder
-from dataset_prep.encoding.engine import Running
+from dataset_prep.encoding.engine import Running, without_names
 from dataset_prep.features import make_feature
 from recbole_mm.data import files
 from recbole_mm.data.files import write_table
@@ -167,7 +169,7 @@ def test_pictures_come_from_the_index_up_to_so_many_per_item(shop):
 
 def test_values_that_are_not_finite_name_the_encoder_and_the_text(shop):
     with pytest.raises(DatasetError, match="the encoder letters made NaN or infinity: 'c 0'"):
-        letters(shop, encoder=Letters(factor=float("inf")))
+        letters(shop, encoder=Letters(factor=float("inf")), running=Running(workers=1))
 
 
 def test_an_encoder_that_loses_contents_is_refused(shop):
@@ -175,6 +177,15 @@ def test_an_encoder_that_loses_contents_is_refused(shop):
     encoder.encode = lambda batch: []
     with pytest.raises(ValueError, match="the encoder letters made 0 vectors of 2 contents"):
         letters(shop, encoder=encoder)
+
+
+@pytest.mark.parametrize("workers", [1, 3])
+def test_what_a_part_of_an_encoder_counts_is_reported_whatever_thread_counted_it(new_shop, tmp_path, workers):
+    shop = new_shop(f"{workers}-clip")
+    clip = save_clip(tmp_path / "clip")
+    encoder = build_encoder("clip_text", feature="text", model=str(clip))
+    report = letters(shop, encoder=encoder, running=Running(workers=workers))
+    assert report.remarks == ("1 contents truncated",)  # 16 letters of the longest, and its beginning and end
 
 
 # ---------------------------------------------------------------- reuse
@@ -189,6 +200,42 @@ def test_what_is_unchanged_is_left_alone_and_force_makes_it_again(shop, tmp_path
     assert len(log.read_text()) == n and made(shop) == before
     assert not letters(shop, encoder=Letters(log=str(log)), force=True).up_to_date
     assert len(log.read_text()) == 2 * n and made(shop) == before
+
+
+def test_what_is_up_to_date_tells_what_is_missing_as_the_first_run_did(shop):
+    for _ in range(2):
+        report = make_feature(shop, "image", encoder=Corners(), progress=False)
+        assert report.missing == {"picture not a picture": 1, "no picture named": 1}
+        assert "1 without: picture not a picture (such as item '4')" in str(report)
+    assert report.up_to_date
+
+
+def test_F44_the_same_model_under_another_name_and_the_same_pictures_elsewhere_are_the_same(shop, tmp_path):
+    def encoder(folder: Path, **options) -> object:
+        return build_encoder("bert", feature="text", model=str(folder), device="cpu", **options)
+
+    first = save_bert(tmp_path / "bert")
+    copy = shutil.copytree(first, tmp_path / "copy")
+    letters(shop, encoder=encoder(first, batch_size=3))
+    assert letters(shop, encoder=encoder(copy), running=Running(workers=1)).up_to_date
+    (copy / "vocab.txt").write_text("another\n")
+    assert not letters(shop, encoder=encoder(copy)).up_to_date
+    assert not letters(shop, encoder=encoder(copy, pooling="mean")).up_to_date
+    place = shutil.copytree(shop / "images", tmp_path / "elsewhere/images")
+    make_feature(shop, "image", encoder=Corners(), images=shop, progress=False)
+    assert make_feature(shop, "image", encoder=Corners(), images=place.parent, progress=False).up_to_date
+    assert Manifest.load(shop).features["image"].settings["images"] == "shop"
+
+
+def test_F44_names_count_where_no_hash_tells_as_much():
+    assert without_names({"model": "ViT-B-32", "weights_sha256": {"a": "b"}}) == {
+        "model": "ViT-B-32",
+        "weights_sha256": {"a": "b"},
+    }
+    hashed = {"model": "a", "revision": "b", "configuration_sha256": "c"}
+    assert without_names({"clip": hashed, "n": 1}) == {"clip": {"configuration_sha256": "c"}, "n": 1}
+    assert without_names({"model": "a", "configuration_sha256": None})["model"] == "a"
+    assert without_names({"vocabulary": "a", "vocabulary_sha256": "b"}) == {"vocabulary_sha256": "b"}
 
 
 def test_F44_a_feature_of_another_model_preprocessing_or_content_is_not_taken_for_this_one(shop):

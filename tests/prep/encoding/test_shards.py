@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+
 import numpy as np
 import pytest
 
@@ -50,6 +52,16 @@ def test_a_changed_byte_never_gives_other_rows():
 def test_parts_that_do_not_fit_each_other_are_no_shard():
     with pytest.raises(ValueError, match="its parts do not fit each other"):
         unpack(pack(shard([1, 1])._replace(counts=np.array([1, 2]))))
+    for wrong in ({"rows": np.zeros((2, 2))}, {"counts": np.array([1.0, 1.0])}, {"counts": np.array([3, -1])}):
+        with pytest.raises(ValueError, match="its parts do not fit each other"):
+            unpack(pack(shard([1, 1])._replace(**wrong)))
+
+
+def test_a_shard_with_a_pickle_in_it_is_refused_unread():
+    out = io.BytesIO()
+    np.savez(out, rows=np.array([[print]], dtype=object), counts=np.array([1]), said=np.zeros(1, dtype=np.uint8))
+    with pytest.raises(ValueError, match="no shard.*allow_pickle"):
+        unpack(out.getvalue())
 
 
 @pytest.fixture

@@ -188,6 +188,7 @@ def test_F40_nan_and_infinity_are_refused_with_the_first_items(released):
         ({"a": []}, "found no vector"),
         ([1.0, 2.0], "found a list, expected a dict from item id"),
         ("text", "found a str, expected a dict from item id"),
+        (np.dtype("f4"), "found a piece of an array, expected a dict from item id"),
         (np.ones((3, 2)), r"found an array \(3, 2\) of float64, expected a dict"),
         ({7: [[1.0]]}, "found the id 7, expected a text in one line"),
         ({"": [[1.0]]}, "found the id '', expected a text"),
@@ -212,6 +213,14 @@ def test_a_small_file_that_names_one_list_often_is_refused(released):
     """Ten bytes a name would otherwise become kilobytes each."""
     row = [1.5] * 100
     write_pickle(released / "desc_emb.pkl", {"a": [row] * 3000})
+    with pytest.raises(DatasetError, match="numbers or more in .* bytes, expected each vector written out"):
+        read_msm4sr(released)
+
+
+def test_a_dict_that_holds_itself_is_refused(released):
+    endless: dict = {}
+    endless["a"] = endless
+    write_pickle(released / "desc_emb.pkl", endless)
     with pytest.raises(DatasetError, match="numbers or more in .* bytes, expected each vector written out"):
         read_msm4sr(released)
 

@@ -99,6 +99,7 @@ def test_columns_may_have_other_names_and_no_time(tmp_path):
         ("item_id:token\tv:float_seq\na\t1 x\n", "line 2, v: found 1 x, expected numbers parted by spaces"),
         ("item_id:token\tv:float_seq\na\t1 nan\n", r"row 0 \(item 'a'\): found NaN, infinity"),
         ("item_id:token\tv:float_seq\na\t\n", "v: found no vector, expected numbers for some item"),
+        ("item_id:token\t../v:float_seq\na\t1 2\n", "column ../v: found feature name .../v.: letters, .* rename it"),
         ("item_id:token\tv:float_seq\na\t1\na\t2\n", "1 items occur twice, such as .'a'"),
         ("item_id:token\tv:float_seq\na\t1\n\t2\n", "a row has an empty item_id"),
         ("item_id:token\tprice:float\na\tcheap\n", "price is 'cheap', expected a finite number"),

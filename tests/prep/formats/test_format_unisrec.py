@@ -140,6 +140,16 @@ def test_the_histories_of_a_plain_folder_come_back(shop, exported, tmp_path):
     assert dict(zip(texts["item_id"], texts["text"], strict=True))["NA"] == "thing 0 Old toys All"
 
 
+def test_items_that_occur_nowhere_are_counted_when_they_are_left_out(exported, tmp_path):
+    """The last interaction of a user is nowhere else, if its row goes."""
+    lines = (exported / "shop.train.inter").read_text().splitlines()
+    for part in ("train", "valid", "test"):
+        (exported / f"shop.{part}.inter").write_text("\n".join(lines[:2]) + "\n")
+    there = set(lines[1].replace("\t", " ").split(" ")[1:])
+    report = make_folder(read_unisrec(exported, width=6), tmp_path / "back" / "shop")
+    assert f"{8 - len(there)} items without interactions were left out" in str(report)
+
+
 def test_what_is_exported_again_is_the_same(split_shop, tmp_path):
     first = export_unisrec(split_shop, tmp_path / "one", chosen={"text": "image"}).folder
     back = make_folder(read_unisrec(first, width=4), tmp_path / "back" / "shop").folder
@@ -208,6 +218,7 @@ def test_F38_ids_of_another_dataset_are_refused(shop, exported):
     [
         (768, 0, "192 bytes, which is 8 rows of width 6: pass --width 6"),
         (6, 10, "182 bytes, which is no whole number of rows .cut short.*expected 8 rows of 6 float32, 192 bytes"),
+        (6, 192, "0 bytes, which is no whole number of rows .cut short"),
         (6, 24, "168 bytes, which is 7 rows .of other items., expected 8 rows"),
     ],
 )

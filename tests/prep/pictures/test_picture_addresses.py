@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+import time
 
 import pytest
 
@@ -192,6 +193,13 @@ Sitemap: https://shop.example/sitemap.xml
 )
 def test_F37_robots_txt_the_longest_pattern_decides(target, expected):
     assert robots_allow(read_robots(ROBOTS), target) is expected
+
+
+def test_F37_a_robots_txt_of_many_robots_takes_no_room():
+    content = "User-agent: a\n" * 20_000 + "User-agent: *\n" + "Allow: /\n" * 20_000
+    start = time.monotonic()
+    assert len(read_robots(content)) == 20_000
+    assert time.monotonic() - start < 5
 
 
 def test_F37_a_group_that_names_us_replaces_the_one_for_all():

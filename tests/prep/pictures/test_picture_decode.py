@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import resource
 import struct
+import time
 import zlib
 from pathlib import Path
 
@@ -195,6 +196,44 @@ def test_F32_a_file_cut_short_is_truncated(tmp_path, ending, share):
     assert ImageFile.LOAD_TRUNCATED_IMAGES is False
 
 
+@pytest.mark.parametrize(
+    ("ending", "options"),
+    [("jpg", {}), ("jpg", {"progressive": True}), ("png", {}), ("webp", {}), ("webp", {"lossless": True}), ("gif", {})],
+)
+def test_F32_cut_anywhere_a_picture_is_whole_or_refused_and_never_half_grey(tmp_path, ending, options):
+    photo((9, 8)).save(tmp_path / f"whole.{ending}", **options)
+    content, whole = (tmp_path / f"whole.{ending}").read_bytes(), np.asarray(read_picture(tmp_path / f"whole.{ending}"))
+    for n in range(len(content)):
+        (tmp_path / "x").write_bytes(content[:n])
+        try:
+            np.testing.assert_array_equal(np.asarray(read_picture(tmp_path / "x")), whole)  # only the end mark lacks
+        except PictureError as error:
+            assert str(error) in ("empty", "not a picture", "truncated")
+
+
+@pytest.mark.parametrize("filler", [b"\0", b"\xff"])
+def test_F32_a_download_that_was_filled_up_is_truncated(tmp_path, filler):
+    photo().save(tmp_path / "x.jpg")
+    content = (tmp_path / "x.jpg").read_bytes()
+    (tmp_path / "x.jpg").write_bytes(content[:2000] + filler * (len(content) - 2000))
+    assert reason(tmp_path / "x.jpg") == "truncated"
+
+
+def test_zeros_after_the_end_of_a_picture_do_no_harm(tmp_path):
+    photo().save(tmp_path / "x.jpg")
+    (tmp_path / "x.jpg").write_bytes((tmp_path / "x.jpg").read_bytes() + bytes(500))
+    assert read_picture(tmp_path / "x.jpg").size == (64, 48)
+
+
+def test_F33_a_gif_whose_first_frame_is_larger_than_it_says(tmp_path):
+    picture(size=(10, 10)).convert("P").save(tmp_path / "x.gif")
+    content = bytearray((tmp_path / "x.gif").read_bytes())
+    frame = content.index(b",", 13)
+    content[frame + 5 : frame + 9] = struct.pack("<HH", 65535, 65535)
+    (tmp_path / "x.gif").write_bytes(content)
+    assert reason(tmp_path / "x.gif") == "larger than 50 million pixels"
+
+
 def test_F32_a_damaged_png_is_undecodable(tmp_path):
     photo().save(tmp_path / "x.png")
     content = bytearray((tmp_path / "x.png").read_bytes())
@@ -324,6 +363,15 @@ def test_an_error_of_the_transform_itself_is_raised(colours, workers):
 def test_a_transform_that_cannot_be_pickled_is_refused(colours):
     with pytest.raises(ValueError, match="cannot be sent to another process.*use 0 workers"):
         list(decode_many(colours, lambda image: np.asarray(image), workers=1))
+
+
+def test_who_stops_reading_does_not_wait_for_a_picture_that_hangs(colours):
+    blue, red = colours[:2]
+    answers = decode_many([blue] * 8 + [red] * 8, picture_transforms.hang_on_red, workers=1, seconds=60)
+    assert outcome(next(answers)) == BLUE
+    start = time.monotonic()
+    answers.close()
+    assert time.monotonic() - start < 10
 
 
 def test_look_ahead_is_bounded(colours):

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import gzip
 import hashlib
 import io
 import os
 import signal
+import socket
 import ssl
 import subprocess
 import sys
@@ -18,7 +20,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from dataset_prep.pictures import addresses, check_pictures, picture_files, read_index
+from dataset_prep.pictures import addresses, check_pictures, fetch, picture_files, read_index, store
 from dataset_prep.pictures.fetch import FetchSettings, download_pictures
 from dataset_prep.pictures.schedule import Schedule
 from recbole_mm.data.files import write_table
@@ -95,6 +97,12 @@ class Handler(BaseHTTPRequestHandler):
         with self.server.shop.lock:
             first = self.server.shop.asked[self.path] == 1
         self.send(b"", 429, Retry_After=rest) if first else self.send(jpeg())
+
+    def do_broken_date(self, rest: str) -> None:
+        self.send(b"", 503, Retry_After="Mon, 01 Jan 2020 00:00:00 +99999999999999999999")
+
+    def do_gzip(self, rest: str) -> None:
+        self.send(gzip.compress(jpeg()), Content_Encoding="gzip")
 
     def do_endless(self, rest: str) -> None:
         self.send_response(200)
@@ -350,6 +358,20 @@ def test_F37_a_host_that_asks_for_hours_is_left_alone(shop):
     assert time.monotonic() - start < 3 and shop.asked["/later/7200"] == 1
 
 
+def test_F37_a_broken_retry_after_does_not_end_the_run(shop):
+    assert shop.download("/broken_date", "/ok/1", tries=2) == ["http 503", "ok"]
+
+
+def test_F37_what_comes_packed_is_not_unpacked(shop):
+    assert shop.download("/gzip") == ["not a picture"]
+
+
+def test_F37_a_long_robots_txt_counts_up_to_its_limit(shop):
+    rules = "User-agent: *\nDisallow: /private\n"
+    shop.robots, shop.robots_status = f"{rules}# {'x' * 600_000}\nDisallow: /ok", 200
+    assert shop.download("/ok/1", "/private/1") == ["ok", "opted out (robots.txt)"]
+
+
 def test_F37_bodies_cut_short_and_broken_answers_are_failures(shop):
     statuses = shop.download("/announced/500", "/chunked/whole", "/chunked/cut", "/rubbish", "/hang_up", tries=2)
     assert statuses == ["cut short", "ok", "cut short", "connection failed", "connection failed"]
@@ -373,9 +395,51 @@ def test_a_host_that_never_answers_is_given_up(shop):
     assert sum(shop.asked.values()) <= 40
 
 
-def test_an_unknown_host_and_a_closed_port_are_told_apart(shop, monkeypatch):
-    import socket
+@pytest.fixture
+def everywhere(monkeypatch):
+    """All names that end in .example lead to this machine."""
+    really = socket.getaddrinfo
 
+    def getaddrinfo(host, *args, **kwargs):
+        return really("127.0.0.1" if host.endswith(".example") else host, *args, **kwargs)
+
+    monkeypatch.setattr(addresses.socket, "getaddrinfo", getaddrinfo)
+
+
+def test_hosts_that_accept_and_stay_silent_do_not_hold_up_the_others(shop, monkeypatch, everywhere):
+    finished = []
+    really = store.Journal.add
+    monkeypatch.setattr(store.Journal, "add", lambda *args: finished.append(args[2].status) or really(*args))
+    with socket.create_server(("127.0.0.1", 0), backlog=64) as silent:
+        port = silent.getsockname()[1]
+        dead = [f"http://dead{n % 2}.example:{port}/{n}" for n in range(20)]
+        shop.download(*dead, *(f"/ok/{n}" for n in range(20)), tries=1, timeout=0.3)
+    assert Counter(finished) == {"ok": 20, "timed out": 10, "host down": 10}
+    assert finished.index("host down") > max(n for n, status in enumerate(finished) if status == "ok")
+
+
+def test_connections_to_many_hosts_are_not_all_kept(shop, monkeypatch, everywhere):
+    monkeypatch.setattr(fetch, "MOST_IDLE", 4)
+    most, really = 0, fetch._Requests._kept
+
+    def kept(requests, address, connection):
+        nonlocal most
+        really(requests, address, connection)
+        most = max(most, len(requests._idle))
+
+    monkeypatch.setattr(fetch._Requests, "_kept", kept)
+    port = shop.url.rpartition(":")[2]
+    assert set(shop.download(*(f"http://h{n}.example:{port}/ok/1" for n in range(20)))) == {"ok"}
+    assert most == 4
+
+
+def test_proxies_are_not_used(shop, monkeypatch):
+    for name in ("http_proxy", "https_proxy", "all_proxy", "HTTP_PROXY", "ALL_PROXY"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")
+    assert shop.download("/ok/1") == ["ok"]
+
+
+def test_an_unknown_host_and_a_closed_port_are_told_apart(shop, monkeypatch):
     def getaddrinfo(host, port, **kwargs):
         if host == "none.example":
             raise socket.gaierror(socket.EAI_NONAME, "unknown")
@@ -434,7 +498,7 @@ download_pictures(Path(sys.argv[1]), settings, workers=0, progress=False)
 
 
 @pytest.mark.slow
-def test_killed_again_and_again_a_run_ends_with_the_same_bytes_and_repeats_nothing(shop, tmp_path):
+def test_F45_killed_again_and_again_a_run_ends_with_the_same_bytes_and_repeats_nothing(shop, tmp_path):
     urls = [f"/slow_ok/{n}" for n in range(40)] + ["/status/404", "/page"]
     shop.items(*urls)
     command = [sys.executable, "-c", RUN, str(shop.folder)]
@@ -458,9 +522,7 @@ def test_killed_again_and_again_a_run_ends_with_the_same_bytes_and_repeats_nothi
     assert (shop.folder / "pictures/index.tsv").read_bytes() == interrupted
 
 
-def test_a_full_disk_ends_the_run_and_the_next_one_goes_on(shop, monkeypatch):
-    from dataset_prep.pictures import store
-
+def test_F48_a_full_disk_ends_the_run_and_the_next_one_goes_on(shop, monkeypatch):
     really, n_added = store.Journal.add, 0
 
     def add(journal, source, found):
@@ -482,9 +544,7 @@ def test_a_full_disk_ends_the_run_and_the_next_one_goes_on(shop, monkeypatch):
     assert not [line for line in finished if shop.asked[line.split("\t")[0].removeprefix(shop.url)]]
 
 
-def test_a_full_disk_while_a_picture_is_written_is_no_failure_of_the_picture(shop, monkeypatch):
-    from dataset_prep.pictures import fetch
-
+def test_F48_a_full_disk_while_a_picture_is_written_is_no_failure_of_the_picture(shop, monkeypatch):
     def full(*args):
         raise OSError(28, "No space left on device")
 
@@ -492,6 +552,22 @@ def test_a_full_disk_while_a_picture_is_written_is_no_failure_of_the_picture(sho
     with pytest.raises(OSError, match="No space left"):
         shop.download("/ok/1", "/ok/2")
     assert read_index(shop.folder) is None
+
+
+def test_interrupted_a_run_ends_within_seconds_whatever_the_servers_do(shop, tmp_path):
+    with socket.create_server(("127.0.0.1", 0), backlog=64) as silent:
+        silent_url = f"http://127.0.0.1:{silent.getsockname()[1]}"
+        shop.items("/ok/1", *(f"{silent_url}/{n}" for n in range(20)))
+        command = [sys.executable, "-m", "dataset_prep", "pictures", "--dataset", shop.folder, "--allow-private"]
+        process = subprocess.Popen([*command, "--workers", "0"], cwd=REPOSITORY, stderr=subprocess.PIPE)
+        journal = shop.folder / "pictures/.journal.tsv"
+        while process.poll() is None and not (journal.exists() and journal.read_bytes()):
+            time.sleep(0.01)
+        start = time.monotonic()
+        process.send_signal(signal.SIGINT)
+        process.communicate(timeout=30)
+    assert process.returncode == 5 and time.monotonic() - start < 5
+    assert [path.name for path in (shop.folder / "pictures").glob(".*")] == [".journal.tsv"]
 
 
 def test_without_the_column_the_remedies_are_named(shop):
@@ -515,6 +591,7 @@ def test_connections_to_a_host_are_limited_and_given_back():
     schedule = Schedule(rate=1e6, connections=2)
     for n in range(3):
         schedule.put("host", n)
+    schedule.heard("host", answered=True)
     assert [schedule.take()[1] for _ in range(2)] == [0, 1]
     taken = []
     waiting = threading.Thread(target=lambda: taken.append(schedule.take()), daemon=True)
@@ -522,6 +599,24 @@ def test_connections_to_a_host_are_limited_and_given_back():
     time.sleep(0.05)
     assert not taken
     schedule.done("host")
+    waiting.join(5)
+    assert taken == [("host", 2)]
+
+
+def test_a_host_that_did_not_answer_is_asked_by_one_at_a_time():
+    schedule = Schedule(rate=1e6, connections=2)
+    for n in range(4):
+        schedule.put("host", n)
+    schedule.heard("host", answered=True)
+    assert [schedule.take()[1] for _ in range(2)] == [0, 1]
+    schedule.heard("host", answered=False)
+    schedule.done("host")
+    taken = []
+    waiting = threading.Thread(target=lambda: taken.append(schedule.take()), daemon=True)
+    waiting.start()
+    time.sleep(0.05)
+    assert not taken
+    schedule.heard("host", answered=True)
     waiting.join(5)
     assert taken == [("host", 2)]
 
@@ -544,6 +639,7 @@ def test_a_pause_is_kept_and_later_jobs_come_later():
     schedule = Schedule(rate=1e6, connections=2)
     schedule.put("host", "later", after=0.2)
     schedule.put("host", "now")
+    schedule.heard("host", answered=True)
     schedule.pause("host", 0.1)
     start = time.monotonic()
     assert schedule.take()[1] == "now" and time.monotonic() - start >= 0.09

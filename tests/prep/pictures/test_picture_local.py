@@ -177,6 +177,13 @@ def test_F15_an_encoded_path_that_leaves_the_folder_is_refused(folder, images, t
     assert take(dataset(folder, "image_urls:token_seq", source), images) == {source: "outside the folder"}
 
 
+def test_a_pipe_and_a_circle_of_links_are_no_pictures(folder, images):
+    images.mkdir()
+    os.mkfifo(images / "pipe.png")
+    (images / "circle.png").symlink_to("circle.png")
+    assert set(take(dataset(folder, "image:token", "pipe.png", "circle.png"), images).values()) == {"missing"}
+
+
 def test_F15_names_that_no_system_allows_are_missing(folder, images):
     images.mkdir()
     names = ["x" * 5000, "a\0b.png", " "]
@@ -263,8 +270,45 @@ def test_a_journal_that_ends_in_half_a_line_is_read_up_to_there(folder, images):
     assert not (folder / "pictures/.journal.tsv").exists()
 
 
+def test_a_journal_with_lines_that_are_none_is_read_all_the_same(folder, images):
+    save(images / "0.png")
+    dataset(folder, "image:token", "0.png")
+    with store.Journal(folder) as journal:
+        journal.add("0.png", decode.inspect_picture(images / "0.png"))
+    path = folder / "pictures/.journal.tsv"
+    path.write_bytes(b"\0\0\xff\n" + path.read_bytes() + b"a\tok\tpng\tx\t\t0\t0\n")
+    assert list(store.Journal(folder).known) == ["0.png"]
+    assert take(folder, images) == {"0.png": "ok"}
+
+
+def test_F48_a_full_disk_leaves_no_half_copy_and_the_next_run_goes_on(folder, images, monkeypatch, capsys):
+    save(images / "0.png")
+    save(images / "1.png", "blue")
+    dataset(folder, "image:token", "0.png", "1.png")
+    command = ["pictures", "--dataset", str(folder), "--images", str(images), "--workers", "0"]
+
+    def no_link(*args):
+        raise OSError(18, "Invalid cross-device link")
+
+    def full(source, target):
+        if Path(source).name == "1.png":
+            Path(target).write_bytes(b"half")
+            raise OSError(28, "No space left on device", str(target))
+        return really(source, target)
+
+    really = shutil.copyfile
+    monkeypatch.setattr(os, "link", no_link)
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, "copyfile", full)
+        assert main(command) == 4
+    assert "No space left on device" in capsys.readouterr().err
+    assert read_index(folder) is None and not list(folder.rglob("*.partial-*"))
+    assert main(command) == 0
+    assert len(picture_files(folder)) == 2 and check_pictures(folder, hashes=True) == []
+
+
 @pytest.mark.slow
-def test_killed_in_the_middle_it_goes_on_and_ends_with_the_same_bytes(folder, images):
+def test_F45_killed_in_the_middle_it_goes_on_and_ends_with_the_same_bytes(folder, images):
     generator = np.random.default_rng(0)
     for n in range(60):
         save(images / f"{n}.png")
@@ -422,8 +466,8 @@ def test_options_that_would_be_ignored_are_refused(folder, capsys, arguments, me
 @pytest.mark.parametrize(
     ("option", "value", "message"),
     [
-        ("--per-host", "0", "a number above 0, not 0"),
-        ("--timeout", "inf", "a number above 0, not inf"),
+        ("--per-host", "0", "a number from 0.001 to 1000000, not 0"),
+        ("--timeout", "inf", "a number from 0.001 to 1000000, not inf"),
         ("--workers", "-1", "a whole number of at least 0, not -1"),
         ("--threads", "0", "a whole number of at least 1, not 0"),
     ],

@@ -128,6 +128,22 @@ def test_a_download_goes_on_in_another_run(shop, fetch, monkeypatch):
     assert shop.asked[1] == ("Pens_5.json.gz", "bytes=100000-")
 
 
+def test_a_part_outlives_another_host_that_has_nothing(shop, fetch, monkeypatch):
+    monkeypatch.setattr(download, "ATTEMPTS", 1)
+    shop.plan = ["cut100000", 404]
+    with pytest.raises(DatasetError, match="first/Pens_5.json.gz: 100,000 of [0-9,]+ bytes came, 1 times"):
+        fetch(f"{shop.address}/first")
+    check(fetch(f"{shop.address}/first"))
+    assert shop.asked[2] == ("Pens_5.json.gz", "bytes=100000-")
+
+
+def test_an_attempt_that_brings_much_is_no_failure(shop, fetch, monkeypatch):
+    monkeypatch.setattr(download, "PROGRESS", 20_000)
+    shop.plan = ["cut20000"] * 12
+    check(fetch())
+    assert fetch.waited == [1] * 12
+
+
 def test_a_file_that_changed_meanwhile_is_fetched_anew(shop, fetch, monkeypatch):
     monkeypatch.setattr(download, "ATTEMPTS", 1)
     whole, shop.content["Pens_5.json.gz"] = (

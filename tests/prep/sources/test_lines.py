@@ -69,7 +69,9 @@ def test_F1_a_truncated_gzip_is_refused_and_the_row_named(tmp_path, left):
     content = gzip.compress(noise(50_000))
     path = write(tmp_path / "cut.json.gz", content[: int(len(content) * left)])
     got = []
-    with pytest.raises(DatasetError, match=r"cut.json.gz ends early, after row \d+: .* download it again") as error:
+    with pytest.raises(
+        DatasetError, match=r"cut.json.gz ends early, after row \d+: .* remove it and get it again"
+    ) as error:
         for line in Lines(path, Rejects(), progress=False):
             got.append(line)
     assert f"after row {len(got)}:" in str(error.value) and len(got) > 20_000

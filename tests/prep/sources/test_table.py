@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import date, datetime
+from decimal import Decimal
 from pathlib import Path
 
 import pytest
@@ -69,7 +70,9 @@ def test_columns_without_a_role_go_to_more_and_roles_may_have_several_columns(so
     found = next(made.items({"a"}, Rejects()))
     assert found.categories == ("Home Office", "Ball Pens")
     assert found.more == {"colour": "Dark Red", "category": "Pens"}
-    assert made.fixed == {"columns without a usable name left out: '', 'note: x'": 1}
+    assert made.fixed == {
+        f"column {name!r} left out, whose name cannot be that of a further column": 1 for name in ("", "note: x")
+    }
 
 
 def test_categories_are_a_list_and_a_category_is_one_name(source):
@@ -134,6 +137,24 @@ def test_F9_a_missing_column_is_named_with_those_found(source):
         source(log(f"u,a,{START}"), item_columns={"item": ["a", "b"]})
     with pytest.raises(SettingError, match="time_unit is 'h', expected one of .*'s', 'ms', 'us', 'iso'"):
         source(log(f"u,a,{START}"), time_unit="h")
+    with pytest.raises(SettingError, match="the category separator is empty, expected a text such as '>'"):
+        source(log(f"u,a,{START}"), category_separator="")
+
+
+def test_further_columns_neither_replace_others_nor_pass_for_those_of_the_interactions(source):
+    table = "sku,item_id,timestamp,name,title,colour\na,7,5,Pen,Old,red\n"
+    made = source(log(f"u,a,{START}"), table, item_columns={"item": "sku", "title": "name"})
+    found = next(made.items({"a"}, Rejects()))
+    assert (found.item_id, found.title, found.more) == ("a", "Pen", {"colour": "red"})
+    left_out = [f"column {name!r} left out" for name in ("item_id", "timestamp", "title")]
+    assert [reason.split(",")[0] for reason in made.fixed] == left_out
+
+
+def test_a_file_given_twice_is_refused_because_its_rows_would_count_double(tmp_path):
+    path = tmp_path / "log.csv"
+    path.write_text(log(f"u,a,{START}"))
+    with pytest.raises(SettingError, match="interactions: .*log.csv is given twice; leave one out"):
+        TableSource([path, tmp_path / "." / "log.csv"], progress=False)
 
 
 def test_the_items_may_call_their_id_otherwise(source):
@@ -149,6 +170,9 @@ def test_the_items_may_call_their_id_otherwise(source):
         ("iso", "2018-09-20", 1_537_401_600),
         ("iso", "2018-09-20 12:30:00+02:00", 1_537_439_400),
         ("iso", "2018-09-20T12:30:00Z", 1_537_446_600),
+        ("iso", " 2018-09-20T12:30 ", 1_537_446_600),
+        ("iso", "2018-09-20 12:30:00.25 -0330", 1_537_459_200.25),
+        ("iso", "2018-09-20T12:30:00.123456789+02", 1_537_439_400.123456),
     ],
 )
 def test_times_are_read_in_their_unit(source, unit, text, seconds):
@@ -156,7 +180,21 @@ def test_times_are_read_in_their_unit(source, unit, text, seconds):
 
 
 @pytest.mark.parametrize(
-    "text", ["20.9.2018", "2018-13-01", "1969-12-31", "2100-01-01", "5138-01-01", "9999-01-01", "12"]
+    "text",
+    [
+        "20.9.2018",
+        "2018-13-01",
+        "1969-12-31",
+        "2100-01-01",
+        "5138-01-01",
+        "9999-01-01",
+        "12",
+        "20180920",
+        "2018-W38-4",
+        "2018-09-20T24:00",
+        "2018-09-20T12:30+99:00",
+        "0001-01-01T00:00+01:00",
+    ],
 )
 def test_F22_dates_that_cannot_be_are_set_aside(source, text):
     rejects = Rejects(max_share=1)
@@ -169,6 +207,13 @@ def test_F22_times_in_another_unit_or_in_two_are_refused(source):
         source(log(f"u,a,{START}000")).events(Rejects())
     with pytest.raises(DatasetError, match="different units: 1 look like s, 1 look like ms, the first in s on line 2"):
         source(log(f"u,a,{START}", f"u,a,{START}000"), time_unit="ms").events(Rejects())
+
+
+def test_F22_dates_without_their_option_and_numbers_with_it_are_told_apart(source):
+    with pytest.raises(DatasetError, match="log.csv: the times are dates, such as '2018-09-20'; pass --time-unit iso"):
+        source(log("u,a,2018-09-20")).events(Rejects())
+    with pytest.raises(DatasetError, match="the times are numbers, such as '1500000000'; leave --time-unit iso out"):
+        source(log(f"u,a,{START}"), time_unit="iso").events(Rejects())
 
 
 def test_F10_items_given_again(source):
@@ -217,6 +262,29 @@ def test_parquet_has_numbers_lists_and_timestamps(tmp_path):
     assert list(made.items({"a"}, Rejects())) == [
         Item("a", "", "", ("Home Office", "Pens"), "", "1.5", ("http://x/1", "2.jpg"), {"size": "3", "stock": ""})
     ]
+
+
+def test_ids_and_times_of_parquet_are_those_meant_and_what_is_no_id_is_set_aside(tmp_path):
+    pyarrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    ids = {
+        "float": ([7.0, float("nan"), 2.5], ["7"], {"missing_id": 1, "id_is_no_text": 1}),
+        "decimal": ([Decimal("7.00"), None], ["7"], {"missing_id": 1}),
+        "bytes": ([b"z\xc3\xbc", b"\xff"], ["z\u00fc"], {"id_is_no_text": 1}),
+        "bool": ([True], [], {"id_is_no_text": 1}),
+        "list": ([["a"]], [], {"id_is_no_text": 1}),
+    }
+    for values, expected, reasons in ids.values():
+        n = len(values) + 1
+        table = {"user_id": ["u"] * n, "item_id": [*values, values[0]], "timestamp": [Decimal(START)] * n}
+        parquet.write_table(pyarrow.table(table), tmp_path / "log.parquet")
+        rejects, made = Rejects(max_share=1), TableSource(tmp_path / "log.parquet", progress=False)
+        if expected:
+            events = made.events(rejects)
+            assert events.items == expected and events.time.tolist() == [START] * 2
+            assert rejects.counts == {"log.parquet": reasons}
+        else:
+            with pytest.raises(DatasetError, match="no usable interaction"):
+                made.events(rejects)
 
 
 @pytest.mark.skipif(not DATA.is_dir(), reason="no real data in ../shared/data")
