@@ -7,6 +7,7 @@ Exit codes: 0 done, 2 a wrong argument or setting, 3 wrong data, 4 machine (disk
 from __future__ import annotations
 
 import argparse
+import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -146,4 +147,5 @@ def _parser() -> argparse.ArgumentParser:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: what is finished is kept
     sys.exit(main())

@@ -554,17 +554,21 @@ def test_F48_a_full_disk_while_a_picture_is_written_is_no_failure_of_the_picture
     assert read_index(shop.folder) is None
 
 
-def test_interrupted_a_run_ends_within_seconds_whatever_the_servers_do(shop, tmp_path):
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_F50_interrupted_a_run_ends_within_seconds_whatever_the_servers_do(shop, number):
     with socket.create_server(("127.0.0.1", 0), backlog=64) as silent:
         silent_url = f"http://127.0.0.1:{silent.getsockname()[1]}"
         shop.items("/ok/1", *(f"{silent_url}/{n}" for n in range(20)))
         command = [sys.executable, "-m", "dataset_prep", "pictures", "--dataset", shop.folder, "--allow-private"]
-        process = subprocess.Popen([*command, "--workers", "0"], cwd=REPOSITORY, stderr=subprocess.PIPE)
+        process = subprocess.Popen(
+            [*command, "--workers", "0"], cwd=REPOSITORY, stderr=subprocess.PIPE,
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's background jobs ignore it
+        )  # fmt: skip
         journal = shop.folder / "pictures/.journal.tsv"
         while process.poll() is None and not (journal.exists() and journal.read_bytes()):
             time.sleep(0.01)
         start = time.monotonic()
-        process.send_signal(signal.SIGINT)
+        process.send_signal(number)
         process.communicate(timeout=30)
     assert process.returncode == 5 and time.monotonic() - start < 5
     assert [path.name for path in (shop.folder / "pictures").glob(".*")] == [".journal.tsv"]
