@@ -7,6 +7,7 @@ Exit codes: 0 done, 2 a wrong argument or setting, 3 wrong data, 4 machine (disk
 from __future__ import annotations
 
 import argparse
+import os
 import signal
 import sys
 from collections.abc import Sequence
@@ -65,6 +66,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (DatasetError, SettingError) as error:
         print(f"{type(error).__name__}: {error}", file=sys.stderr)
         return error.exit_code
+    except BrokenPipeError:  # somebody reads no further, such as head
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
     except OSError as error:
         print(f"the machine gave up: {error}", file=sys.stderr)
         return 4

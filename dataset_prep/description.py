@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -234,8 +234,17 @@ def _of_feature(folder: Path, name: str, manifest: Manifest, tokens: frozenset[s
         width=feature.rows.shape[1],
         encoder=info.encoder,
         source=info.source,
-        model=str(info.settings.get("model", "")),
+        model=_model(info.settings),
     )
+
+
+def _model(settings: dict[str, Any]) -> str:
+    """The model's name among the settings of an encoder, or those of the encoders within it."""
+    for key in ("model", "network"):
+        if settings.get(key):
+            return str(settings[key])
+    inner = (_model(value) for value in settings.values() if isinstance(value, dict))
+    return ", ".join(dict.fromkeys(filter(None, inner)))
 
 
 def _of_pictures(folder: Path) -> dict[str, int]:

@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dataset_prep.arguments import at_least_one, folder
+from dataset_prep.card import CARD, refresh_card
+from recbole_mm.data.layout import Manifest
 from recbole_mm.errors import SettingError
 
 if TYPE_CHECKING:
@@ -125,14 +127,19 @@ def _import(options: argparse.Namespace) -> None:
                 "--dataset adds features to a folder that is there, --name, --out and --overwrite make a new one; "
                 "leave the latter out"
             )
-        print(add_features(_read(options, only_features=True), options.dataset, max_missing=options.max_missing))
+        before = set(Manifest.load(options.dataset).features)
+        imported = _read(options, only_features=True)
+        print(add_features(imported, options.dataset, max_missing=options.max_missing))
+        if replaced := sorted(before & set(imported.features)):
+            print(f"replaced: the folder's features {', '.join(replaced)} of before")
+        refresh_card(options.dataset)
         return
     place = place_of(options.out or Path("dataset"), options.name or options.folder.name)
     refuse_existing(place, overwrite=options.overwrite)  # before everything is read
     imported = _read(options, only_features=False)
     report = make_folder(imported, place, overwrite=options.overwrite, max_missing=options.max_missing)
     print(report)
-    print(f"look at it with: python -m dataset_prep check {place}")
+    print(f"the dataset card: {place / CARD}")
 
 
 def _read(options: argparse.Namespace, *, only_features: bool) -> Imported:

@@ -163,7 +163,9 @@ def check_cold_settings(cold_items: str, cold_share: float) -> None:
     if not 0 <= cold_share < 1:
         raise SettingError(f"cold_share is {cold_share}, expected at least 0 and less than 1")
     if cold_share and cold_items != "keep":
-        raise SettingError("cold_share takes items out of training, and cold_items drops them; use cold_items keep")
+        raise SettingError(
+            "cold_share takes items out of training, and cold_items drops them; use cold_items keep and a split by time"
+        )
 
 
 # ---------------------------------------------------------------- global split of histories

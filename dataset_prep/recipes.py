@@ -223,13 +223,23 @@ def commands_of(
         lines["pictures"] = [["pictures", "--dataset", folder, *options({**recipe.pictures, **local})]]
     for name, wanted in recipe.features.items():
         if features is None or name in features:
-            given = {**wanted, **({"device": device} if device is not None and "device" not in wanted else {})}
+            given = {"device": device, **wanted} if takes_device(name, wanted) else wanted
             lines["features"].append(["features", "--dataset", folder, "--feature", name, *options(given)])
     for wanted in recipe.reduce:
         lines["reduce"].append(["reduce", "--dataset", folder, *options(wanted)])
     lines["describe"] = [["describe", folder, "--card"]]
     lines["check"] = [["check", folder]]
     return [line for step in STEPS if step in steps for line in lines[step]]
+
+
+def takes_device(feature: str, wanted: dict[str, Any]) -> bool:
+    """Whether the encoder of a feature is one that runs on a device."""
+    import inspect
+
+    from dataset_prep.encoders import DEFAULT_ENCODERS, NEIGHBOURS, find_encoder
+
+    name = wanted.get("encoder") or DEFAULT_ENCODERS.get(feature, NEIGHBOURS)
+    return name != NEIGHBOURS and "device" in inspect.signature(find_encoder(name)).parameters
 
 
 def options(given: dict[str, Any]) -> list[str]:

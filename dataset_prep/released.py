@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from dataset_prep.card import write_card
 from dataset_prep.folder_writer import place_of, refuse_existing
 from dataset_prep.session_folder import bad_id, write_session_folder
 from dataset_prep.sessions import prefix_rows
@@ -143,17 +144,18 @@ def import_released(
 
     items, types = _items(train, tokens)
 
-    def add_features(partial: Path) -> None:
+    def finish(partial: Path) -> None:
         for name, (rows, filled) in features.items():
             file = FEATURE_FILES[name]
             write_feature(
                 partial, name, tokens=[token for token, has in zip(tokens, filled, strict=True) if has], rows=rows,
                 encoder="released", source=file, settings={"file": file, "sha256": raw_files[file]},
             )  # fmt: skip
+        write_card(partial)
 
     write_session_folder(
         folder, parts, items, types,
-        settings=settings, raw_files=raw_files, overwrite=overwrite, finish=add_features,
+        settings=settings, raw_files=raw_files, overwrite=overwrite, finish=finish,
     )  # fmt: skip
     return ReleasedReport(
         folder=folder,

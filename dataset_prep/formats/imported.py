@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from dataset_prep.card import write_card
 from dataset_prep.features import FeatureReport, read_items
 from dataset_prep.folder_writer import write_folder
 from dataset_prep.locking import locked
@@ -258,6 +259,7 @@ def make_folder(imported: Imported, folder: Path, *, overwrite: bool = False, ma
                 partial, name, vectors, items=known, kind=imported.kind, max_missing=max_missing
             )  # fmt: skip
             reports.append(report)
+        write_card(partial)
 
     counts = _counts(imported, n_items=len(occurring))
     settings = {"made_by": f"python -m dataset_prep import {imported.kind}", **imported.settings, "counts": counts}

@@ -322,4 +322,5 @@ def _remove(*paths: Path) -> None:
 
 
 def _brief(error: Exception) -> str:
-    return " ".join(str(error).split())[:200] or type(error).__name__
+    reason = getattr(error.args[0], "reason", None) if error.args else None  # what urllib3 wraps several times
+    return " ".join(str(reason or error).split())[:200] or type(error).__name__

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +16,8 @@ from dataset_prep.description import Spread, describe, short
 from dataset_prep.pictures.store import COLUMNS
 from recbole_mm.data.files import write_table
 from recbole_mm.data.layout import write_feature
+
+REPOSITORY = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture
@@ -156,3 +160,22 @@ def test_the_command_writes_the_card(shop, capsys):
     assert main(["describe", str(shop), "--card"]) == 0
     assert "DATASET.md: written" in capsys.readouterr().out
     assert "DATASET.md" in json.loads((shop / "manifest.json").read_text())["files"]
+
+
+def test_the_model_within_an_encoder_is_named(shop):
+    settings = {"n_words": 3, "clip": {"model": "ViT-B-32"}, "text_encoder": {"settings": {"model": "mpnet"}}}
+    rows = np.ones((1, 2), dtype=np.float32)
+    write_feature(shop, "image", tokens=["a"], rows=rows, encoder="clip_words", source="pictures", settings=settings)
+    write_feature(
+        shop, "seen", tokens=["a"], rows=rows, encoder="torchvision", source="x", settings={"network": "googlenet"}
+    )
+    made = describe(shop).features
+    assert (made["image"].model, made["seen"].model) == ("ViT-B-32, mpnet", "googlenet")
+
+
+def test_a_reader_that_stops_reading_is_no_fault(shop):
+    command = [sys.executable, "-m", "dataset_prep", "describe", str(shop)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=REPOSITORY) as process:
+        process.stdout.close()
+        error = process.stderr.read().decode()
+    assert (process.returncode, error) == (0, "")

@@ -63,6 +63,15 @@ def test_the_encoders_of_a_recipe_take_its_options(name):
             assert set(inner.get(role.replace("_encoder", "_options"), {})) <= set(takes), feature
 
 
+def test_only_encoders_that_run_on_a_device_are_given_one():
+    lines = commands_of(find_recipe("Cellphones"), Path("d"), files={}, steps=("features",), device="cuda:0")
+    with_device = {line[4]: "--device" in line for line in lines}
+    assert with_device.pop("image_from_text") is False and set(with_device.values()) == {True}
+    own = with_changes(find_recipe("Office"), ["features.text={encoder: tfidf}", "features.image={}"])
+    lines = commands_of(own, Path("d"), files={}, steps=("features",), device="cuda:0")
+    assert not any("--device" in line for line in lines)
+
+
 def test_settings_become_options():
     given = {"min_user": 5, "whiten": True, "force": False, "width": None, "columns": ["a", "b"]}
     assert options(given) == ["--min-user", "5", "--whiten", "--columns", "a,b"]

@@ -11,7 +11,7 @@ from small_shop import ITEMS, write_shop
 from dataset_prep.__main__ import main
 from dataset_prep.formats.imported import add_features
 from dataset_prep.formats.mmsbr import read_mmsbr
-from recbole_mm.data.layout import read_feature
+from recbole_mm.data.layout import Manifest, read_feature
 from recbole_mm.errors import DatasetError, UnsafeFileError
 
 
@@ -66,3 +66,15 @@ def test_the_command_adds_features(arrays, tmp_path, capsys):
     shop = write_shop(tmp_path / "shop")
     assert main(["import", "mmsbr", "--folder", str(arrays), "--dataset", str(shop)]) == 0
     assert "feature 'image': 8 of 9 items" in capsys.readouterr().out
+
+
+def test_what_is_replaced_is_said_and_the_card_is_made_anew(arrays, tmp_path, capsys):
+    shop = write_shop(tmp_path / "shop")
+    assert main(["describe", str(shop), "--card"]) == 0
+    before = (shop / "DATASET.md").read_text()
+    replaces = "image" in Manifest.load(shop).features
+    assert main(["import", "mmsbr", "--folder", str(arrays), "--dataset", str(shop)]) == 0
+    assert ("replaced: the folder's features image" in capsys.readouterr().out) == replaces
+    assert (shop / "DATASET.md").read_text() != before
+    assert main(["import", "mmsbr", "--folder", str(arrays), "--dataset", str(shop)]) == 0
+    assert "replaced: the folder's features image, image_from_text, text of before" in capsys.readouterr().out

@@ -177,3 +177,14 @@ def test_the_command_reads_a_folder(atomic, tmp_path, capsys):
     assert "feature 'clip': 7 of 9 items" in capsys.readouterr().out
     assert main(["import", "recbole", "--folder", str(atomic), "--out", str(tmp_path), "--user", "who"]) == 3
     assert "has no column who" in capsys.readouterr().err
+
+
+def test_a_folder_that_is_imported_has_a_card(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    plain = tmp_path / "plain"
+    plain.mkdir()
+    (plain / "plain.inter").write_text("user_id:token\titem_id:token\ttimestamp:float\nu\ta\t1\nu\tb\t2\nv\ta\t3\n")
+    assert main(["import", "recbole", "--folder", str(plain), "--name", "made"]) == 0
+    assert "the dataset card: dataset/made/DATASET.md" in capsys.readouterr().out
+    assert "| 2 | 2 | 3 |" in Path("dataset/made/DATASET.md").read_text()
+    assert main(["check", "dataset/made"]) == 0
