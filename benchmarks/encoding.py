@@ -84,7 +84,7 @@ def main() -> None:
 
         model = str(get_model_path())
     encoder = SentenceEncoder(model=model, batch_size=options.batch_size)
-    theirs = encoder.library_model
+    theirs = encoder.sentence_model
     if options.data is None:
         texts = made_up_texts(options.texts)
     else:

@@ -113,6 +113,8 @@ class Description:
             f"interactions of an item: {Spread.of(self.popularity)}; "
             f"the most popular {HEAD:.0%} have {self.head_share:.0%} of all",
         ]
+        if self.n_listed > self.n_items:
+            lines.append(f"the table of items has {self.n_listed:,}, with those that do not occur")
         if self.first is not None:
             lines.append(f"from {day(self.first)} to {day(self.last)}")
         if self.parts:

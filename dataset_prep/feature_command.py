@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from dataset_prep.arguments import at_least_one, folder, names
 from dataset_prep.card import refresh_card
@@ -16,6 +16,9 @@ from dataset_prep.encoders import KNOWN
 from dataset_prep.encoding.engine import Running
 from dataset_prep.encoding.stopping import stoppable
 from recbole_mm.errors import SettingError
+
+if TYPE_CHECKING:
+    from dataset_prep.features import FeatureReport
 
 # Options of one kind of feature; with the other kind they would be ignored.
 KIND_OPTIONS = {
@@ -153,11 +156,13 @@ def _run(options: argparse.Namespace) -> None:
     from dataset_prep.locking import locked
 
     with locked(options.dataset) if options.dataset.is_dir() else nullcontext():
-        _make(options)
-        refresh_card(options.dataset)
+        report = _make(options)
+        print(report)
+        if not report.up_to_date:
+            refresh_card(options.dataset)
 
 
-def _make(options: argparse.Namespace) -> None:
+def _make(options: argparse.Namespace) -> FeatureReport:
     from dataset_prep.encoders import build_encoder
     from dataset_prep.encoders.words import build_vocabulary
     from dataset_prep.features import import_vectors, make_feature
@@ -168,15 +173,13 @@ def _make(options: argparse.Namespace) -> None:
             raise SettingError("--vectors brings vectors made elsewhere, --encoder makes them; give one of the two")
         foreign = [*RUN_OPTIONS, *(name for kind in KIND_OPTIONS.values() for name in kind)]
         _refuse(options, foreign, "--vectors, which are made already")
-        report = import_vectors(
+        return import_vectors(
             options.dataset,
             options.feature,
             file=options.vectors,
             vector_items=options.vectors_items,
             zero_is_missing=options.zero_is_missing,
         )
-        print(report)
-        return
     if options.zero_is_missing or options.vectors_items is not None:
         given = "--zero-is-missing" if options.zero_is_missing else "--vectors-items"
         raise SettingError(f"{given} belongs to --vectors FILE.npy")
@@ -184,8 +187,7 @@ def _make(options: argparse.Namespace) -> None:
     if options.encoder == ENCODER or (options.encoder is None and is_pseudo(options.feature)):
         foreign = [*KIND_OPTIONS["text"], *KIND_OPTIONS["image"], *RUN_OPTIONS, *own]
         _refuse(options, foreign, f"the encoder {ENCODER}, which reads features")
-        print(make_pseudo_feature(options.dataset, options.feature, neighbours=options.neighbours, by=options.by))
-        return
+        return make_pseudo_feature(options.dataset, options.feature, neighbours=options.neighbours, by=options.by)
     if options.encoder == WORDS_ENCODER and "vocabulary" not in own:
         own["vocabulary"] = str(build_vocabulary(options.dataset, out=options.dataset / VOCABULARY))
     build = partial(build_encoder, options.encoder, feature=options.feature, **own)
@@ -201,7 +203,7 @@ def _make(options: argparse.Namespace) -> None:
     given |= {"encoder": encoder, "build": build, "running": running, "force": options.force}
     try:
         with stoppable():
-            print(make_feature(options.dataset, options.feature, **given))
+            return make_feature(options.dataset, options.feature, **given)
     except KeyboardInterrupt:
         print(
             f"feature {options.feature!r}: stopped; what is finished is kept, and the same command continues",

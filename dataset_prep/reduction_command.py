@@ -52,4 +52,5 @@ def _run(options: argparse.Namespace) -> None:
         fit_on=options.fit,
     )
     print(report)
-    refresh_card(options.dataset)
+    if set(report.up_to_date) != set(report.widths):
+        refresh_card(options.dataset)

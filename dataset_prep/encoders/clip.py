@@ -139,10 +139,8 @@ class ClipModel:
         return rows / np.linalg.norm(rows, axis=1, keepdims=True).clip(1e-12)
 
 
-class ClipEncoder:
-    """Pictures by the one half of a CLIP model; its arguments are those of ``ClipModel``."""
-
-    name, source = "clip", "image"
+class _ClipEncoder:
+    """One half of a CLIP model, which writes ``encode`` and ``_width``; the arguments are those of ``ClipModel``."""
 
     def __init__(
         self,
@@ -158,41 +156,39 @@ class ClipEncoder:
             model=model, pretrained=pretrained, revision=revision, batch_size=batch_size, precision=precision,
             device=device,
         )  # fmt: skip
-        self.transform = self._clip.image_transform
-        blank = np.zeros((*self.transform.size, 3), dtype=np.uint8)
-        self.settings = {**self._clip.settings, "width": self._clip.encode_images([blank]).shape[1]}
+        self.settings = {**self._clip.settings, "width": self._width()}
 
     def fit(self, everything: Sequence[Any]) -> None:
         """Nothing to learn."""
+
+
+class ClipEncoder(_ClipEncoder):
+    """Pictures by the one half of a CLIP model; its arguments are those of ``ClipModel``."""
+
+    name, source = "clip", "image"
+
+    @property
+    def transform(self) -> Pixels:
+        return self._clip.image_transform
+
+    def _width(self) -> int:
+        return self._clip.encode_images([np.zeros((*self.transform.size, 3), dtype=np.uint8)]).shape[1]
 
     def encode(self, batch: Sequence[np.ndarray]) -> list[np.ndarray]:
         return list(self._clip.encode_images(batch)) if len(batch) else []
 
 
-class ClipTextEncoder:
+class ClipTextEncoder(_ClipEncoder):
     """Texts by the other half of a CLIP model; its arguments are those of ``ClipModel``."""
 
     name, source = "clip_text", "text"
 
-    def __init__(
-        self,
-        *,
-        model: str = DEFAULT_MODEL,
-        pretrained: str | None = None,
-        revision: str | None = None,
-        batch_size: int = 32,
-        precision: str = "auto",
-        device: str | None = None,
-    ) -> None:
-        self._clip = ClipModel(
-            model=model, pretrained=pretrained, revision=revision, batch_size=batch_size, precision=precision,
-            device=device,
-        )  # fmt: skip
-        self.counts = self._clip.counts
-        self.settings = {**self._clip.settings, "width": self._clip.encode_texts(["width"]).shape[1]}
+    @property
+    def counts(self) -> Counts:
+        return self._clip.counts
 
-    def fit(self, everything: Sequence[str]) -> None:
-        """Nothing to learn."""
+    def _width(self) -> int:
+        return self._clip.encode_texts(["width"]).shape[1]
 
     def encode(self, batch: Sequence[str]) -> list[np.ndarray]:
         return list(self._clip.encode_texts(batch)) if len(batch) else []

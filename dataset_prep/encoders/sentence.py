@@ -34,7 +34,7 @@ class SentenceEncoder:
         device: such as "cpu" or "cuda:0"; None takes a GPU if there is one.
 
     Attributes:
-        library_model: the ``SentenceTransformer``.
+        sentence_model: the ``SentenceTransformer``.
         counts: "truncated": texts that lost tokens to the limit.
 
     Raises:
@@ -75,21 +75,21 @@ class SentenceEncoder:
         self._precision = choose_precision(precision, self._device)
         try:
             with quiet_loading():
-                self.library_model = SentenceTransformer(model, revision=revision, device=self._device).eval()
+                self.sentence_model = SentenceTransformer(model, revision=revision, device=self._device).eval()
         except Exception as error:  # the library and its three layers below raise whatever they like
             raise SettingError(
                 f"cannot load the sentence encoder {model!r} ({type(error).__name__}: {first_line(error)})\n"
                 "  give --model a folder with a sentence-transformers model, or a name on the hub while online"
             ) from error
         self._batch_size, self._normalize = batch_size, normalize
-        self._prompt = (self.library_model.prompts or {}).get(self.library_model.default_prompt_name or "") or None
+        self._prompt = (self.sentence_model.prompts or {}).get(self.sentence_model.default_prompt_name or "") or None
         self._tokenizing = threading.Lock()  # a tokenizer's limits are its state
         if max_length is not None:
             self._limit_length(max_length)
         self.counts = Counts("truncated")
         self.settings: dict[str, Any] = {
             **model_settings(model, revision, packages=PACKAGES),
-            "max_length": self.library_model.max_seq_length,
+            "max_length": self.sentence_model.max_seq_length,
             "prompt": self._prompt,
             "normalize": normalize,
             "precision": self._precision,
@@ -97,12 +97,12 @@ class SentenceEncoder:
         self.settings["width"] = len(self.encode(["width"])[0])
 
     def _limit_length(self, max_length: int) -> None:
-        network = getattr(self.library_model[0], "auto_model", None)
-        largest = (n_positions(network) if network is not None else None) or self.library_model.max_seq_length
-        fewest = self.library_model.tokenizer.num_special_tokens_to_add() + 1
+        network = getattr(self.sentence_model[0], "auto_model", None)
+        largest = (n_positions(network) if network is not None else None) or self.sentence_model.max_seq_length
+        fewest = self.sentence_model.tokenizer.num_special_tokens_to_add() + 1
         if max_length < fewest or (largest is not None and max_length > largest):
             raise SettingError(f"max_length is {max_length}, expected {fewest} to {largest}, the model's maximum")
-        self.library_model.max_seq_length = max_length
+        self.sentence_model.max_seq_length = max_length
 
     def fit(self, everything: Sequence[str]) -> None:
         """Nothing to learn."""
@@ -112,8 +112,8 @@ class SentenceEncoder:
         for numbers, features in self._batches(list(batch)):
             features = {k: v.to(self._device) if hasattr(v, "to") else v for k, v in features.items()}
             with inference(self._device, self._precision):
-                rows = self.library_model(features)["sentence_embedding"].float()  # [b, F]
-                rows = rows[:, : self.library_model.truncate_dim]
+                rows = self.sentence_model(features)["sentence_embedding"].float()  # [b, F]
+                rows = rows[:, : self.sentence_model.truncate_dim]
                 if self._normalize:
                     rows = rows / rows.norm(dim=1, keepdim=True).clamp(min=1e-12)
                 rows = rows.cpu().numpy()
@@ -135,10 +135,10 @@ class SentenceEncoder:
 
     def _tokenize(self, texts: list[str]) -> dict[str, Any]:
         with self._tokenizing:
-            features = dict(self.library_model.preprocess(texts, prompt=self._prompt))
-            limit, mask = self.library_model.max_seq_length, features.get("attention_mask")
+            features = dict(self.sentence_model.preprocess(texts, prompt=self._prompt))
+            limit, mask = self.sentence_model.max_seq_length, features.get("attention_mask")
             if limit and getattr(mask, "ndim", 0) == 2 and len(mask) == len(texts):
                 prompted = [(self._prompt or "") + text for text in texts]
                 counts = token_counts(features)
-                self.counts["truncated"] += count_truncated(self.library_model.tokenizer, prompted, counts, limit)
+                self.counts["truncated"] += count_truncated(self.sentence_model.tokenizer, prompted, counts, limit)
         return features

@@ -64,6 +64,7 @@ def test_interactions_are_counted_by_user_and_by_item(shop):
 def test_columns_and_prices_count_items_that_occur(shop):
     found = describe(shop)
     assert found.columns == {"title": 2, "price": 2} and found.n_listed == 4
+    assert "the table of items has 4, with those that do not occur" in str(found)
     assert found.prices.tolist() == [2.0]
 
 

@@ -462,3 +462,15 @@ def test_F15_a_picture_s_path_does_not_lead_out_of_its_folder(shop):
     write_table(shop / "shop.item", {f"{name}:{types[name]}": table[name].tolist() for name in table})
     report = make_feature(shop, "image", progress=False)
     assert report.missing == {"picture outside the folder": 3, "no picture named": 1} and report.n_filled == 1
+
+
+def test_the_card_is_written_anew_only_when_something_has_changed(shop):
+    assert main(["describe", str(shop), "--card"]) == 0
+    command = ["features", "--dataset", str(shop), "--feature", "text"]
+    assert main(command) == 0
+    written = (shop / "DATASET.md").stat().st_mtime_ns
+    assert "| text |" in (shop / "DATASET.md").read_text()
+    assert main(command) == 0
+    assert (shop / "DATASET.md").stat().st_mtime_ns == written
+    assert main([*command, "--force"]) == 0
+    assert (shop / "DATASET.md").stat().st_mtime_ns > written

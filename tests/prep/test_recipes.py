@@ -42,7 +42,7 @@ def shop(folder: Path) -> Path:
 def test_every_recipe_is_made_of_commands_that_there_are(name):
     recipe = find_recipe(name)
     for line in commands_of(recipe, Path("dataset"), files=FILES, device="cpu"):
-        program._parser().parse_args(line)
+        assert callable(program._parser().parse_args(line).run)
 
 
 def test_there_is_a_recipe_for_every_dataset_of_the_papers():

@@ -56,7 +56,7 @@ def test_encoding_twice_gives_the_same_bytes(folder):
 def test_batches_hold_texts_of_about_equal_length(folder):
     encoder = SentenceEncoder(model=str(folder), device="cpu", batch_size=2)
     shapes = []
-    encoder.library_model.register_forward_pre_hook(
+    encoder.sentence_model.register_forward_pre_hook(
         lambda module, given: shapes.append(tuple(given[0]["input_ids"].shape))
     )
     encoder.encode(["hat", "a red tent", "red", "a blue tent a blue tent"])
