@@ -6,10 +6,13 @@ RecBole's own ``quick_start`` is not imported, because it imports ray.
 from __future__ import annotations
 
 import importlib
+import json
 import logging
 import platform
 import re
 import resource
+import secrets
+import shlex
 import sys
 import time
 import warnings
@@ -30,11 +33,10 @@ from recbole_mm.data.dataset import MultimodalDataset
 from recbole_mm.data.files import write_atomically
 from recbole_mm.data.layout import data_fingerprint
 from recbole_mm.errors import DatasetError, SettingError
-from recbole_mm.leaderboard import RunRecord, append
 from recbole_mm.model import find_model
+from recbole_mm.records import RUNS_FILE, RunRecord, append, settings_hash
 from recbole_mm.trainer import StageResult, Trainer, load_last_state
 
-RUNS_FILE = Path("results/runs.jsonl")
 STAGE_NAMES = {"pretrain": "pre-training", "finetune": "fine-tuning", "train": "training"}
 _MAY_CHANGE_ON_RESUME = {
     "epochs", "pretrain_epochs", "stopping_step", "show_progress", "state", "gpu_id", "use_gpu", "device", "data_path",
@@ -51,6 +53,8 @@ def run(
     origins: Mapping[str, str] | None = None,
     resume: str | Path | None = None,
     runs_file: Path | str | None = RUNS_FILE,
+    run_id: str | None = None,
+    budget: Mapping[str, Any] | None = None,
 ) -> RunRecord:
     """Train a model on a dataset, select on validation data, test once, append a record.
 
@@ -62,6 +66,8 @@ def run(
         origins: where each of ``settings`` came from, for messages.
         resume: a ``…-last.pth`` file; model, dataset and settings are then those of the interrupted run.
         runs_file: where the record is appended; None for nowhere.
+        run_id: names the run, 12 hex digits; drawn when left out.
+        budget: of the search that chose the settings, kept in the record.
 
     Returns:
         The record of the run.
@@ -69,6 +75,7 @@ def run(
     Raises:
         SettingError, DatasetError, CheckpointError, TrainingError: with one message that says what to do.
     """
+    run_id = run_id or secrets.token_hex(6)
     started, clock = time.strftime("%Y-%m-%dT%H:%M:%S%z"), time.perf_counter()
     if resume is not None:
         if config_files:
@@ -83,6 +90,8 @@ def run(
     _refuse_pickled_loaders(config)
     init_seed(config["seed"], config["reproducibility"])
     logger = _start_log(config)
+    given = checkpoint.plain(config.external_config_dict)
+    identity = settings_hash(config["model"], checkpoint.plain(config.final_config_dict))
 
     with _recbole_refuses(f"the data of {config['dataset']}"):
         data = MultimodalDataset(config)
@@ -137,6 +146,14 @@ def run(
         | {"recbole_mm": importlib.import_module("recbole_mm").__version__, "python": platform.python_version()},
         checkpoint=trainer.saved_model_file,
         started=started,
+        run_id=run_id,
+        settings_given=given,
+        settings_hash=identity,
+        n_parameters=n_parameters,
+        n_items=data.item_num - 1,
+        n_test=len(test_data.dataset),
+        budget=dict(budget or {}),
+        command=command_of(config["model"], config["dataset"], given),
     )
     if runs_file is not None:
         append(record, Path(runs_file))
@@ -277,6 +294,17 @@ def _trainer_class(config: Config) -> type[RecBoleTrainer]:
 
 
 # ------------------------------------------------ after training
+
+
+def command_of(model: str, dataset: str, given: Mapping[str, Any]) -> str:
+    """The command line that repeats a run, quoted for a shell."""
+    settings = [f"--{key}={_typed(value)}" for key, value in given.items() if key not in ("model", "dataset")]
+    return shlex.join(["python", "run_recbole_mm.py", f"--model={model}", f"--dataset={dataset}", *settings])
+
+
+def _typed(value: Any) -> str:
+    """A setting as it is typed on a command line; JSON is YAML too."""
+    return value if isinstance(value, str) else json.dumps(value)
 
 
 def _single_stage(trainer: RecBoleTrainer, best_valid: Mapping[str, float], seconds: float) -> StageResult:

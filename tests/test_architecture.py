@@ -21,7 +21,7 @@ MAY_IMPORT = {
     "recbole_mm.data": (),
     "recbole_mm.data.files": ("recbole_mm.errors",),
     "recbole_mm.data.layout": ("recbole_mm.errors", "recbole_mm.data.files"),
-    "recbole_mm.leaderboard": ("recbole_mm.errors",),
+    "recbole_mm.records": ("recbole_mm.data.files", "recbole_mm.errors"),
     "recbole_mm.checkpoint": ("recbole_mm.errors", "recbole_mm.data.files"),
     "recbole_mm.data.reading": ("recbole_mm.errors", "recbole_mm.data.files", "recbole_mm.data.layout"),
     "recbole_mm.compat": ("recbole_mm.compat", "recbole_mm.checkpoint", "recbole_mm.data.reading"),

@@ -10,7 +10,7 @@ import torch
 from conftest import TINY, _known, write_planted
 
 import run_recbole_mm
-from recbole_mm import leaderboard
+from recbole_mm import records
 from recbole_mm.config import Config
 from recbole_mm.data.dataset import MultimodalDataset
 from recbole_mm.data.files import write_table
@@ -286,7 +286,7 @@ def test_the_record_and_the_report_say_what_was_knocked_out(planted, caplog):
     with caplog.at_level("INFO"):
         record = run("MSM4SR", "planted", settings={**TINY, "epochs": 1, "knockout": "image:noise,text:shuffle"})
     assert "MSM4SR on planted, seed 2020, knocked out: image:noise,text:shuffle\n" in caplog.text
-    (_, loaded) = leaderboard.load(Path("results/runs.jsonl"))
+    _, loaded = records.load(Path("results/runs.jsonl")).records
     assert loaded.settings["knockout"] == "image:noise,text:shuffle" and loaded.settings["knockout_seed"] == 2020
     assert record.features == plain.features  # hashes of what lies in the folder
     assert record.settings["feature_encoders"] == {
