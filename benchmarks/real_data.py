@@ -1,16 +1,18 @@
 """Real datasets as prepared folders, ready for ``run_recbole_mm``.
 
-    python -m benchmarks.real_data --data DIR --out dataset
+    python -m benchmarks.real_data --data DIR --out dataset [--sentence-model MODEL]
 
 ``DIR`` holds ``amazon-luxury-beauty``, ``ml-100k-mm``, ``hm-mini`` and ``completejourney`` as RecBole atomic files, two
 of them with picture vectors; what is missing is left out. They may not be passed on, so they are no part of this
 project.
 
-    luxury           users' histories, text and price
-    ml-100k-mm       users' histories, text and pictures
-    hm-baskets       baskets with text, pictures, prices and categories
-    journey-baskets  baskets with text, prices and categories
-    luxury-days      what a user reviewed on one day, with text and prices
+    amazon-luxury-beauty  users' histories, text and price
+    ml-100k-mm            users' histories, text and pictures
+    hm-mini               baskets with text, pictures, prices and categories
+    completejourney       baskets with text, prices and categories
+    luxury-days           what a user reviewed on one day, with text and prices
+
+Text is TF-IDF, or embeddings of a sentence model.
 
 Luxury Beauty: hundreds of users hold the same six items of one day (a bundle of reviews, not of purchases); whoever
 ranks these items first looks good. Users with at least five of the six are dropped.
@@ -26,6 +28,7 @@ from dataset_prep.encoders import build_encoder
 from dataset_prep.features import import_vectors, make_feature
 from dataset_prep.price import PriceSettings
 from dataset_prep.pseudo import make_pseudo_feature
+from dataset_prep.session_folder import add_price_levels
 from dataset_prep.sessions import Columns, SessionSettings, prepare_sessions
 from recbole_mm.data.files import read_table, write_table
 
@@ -34,20 +37,23 @@ AT_LEAST = 5  # items of the bundle that give a user away
 
 
 def luxury_beauty(source: Path, out: Path, *, sentence_model: str | None) -> None:
-    """Users' histories and, apart, sessions by day; text as TF-IDF and, given a model, as sentence embeddings."""
+    """Users' histories and, apart, sessions by day."""
     interactions = read_table(source / f"{source.name}.inter")
     held = interactions[interactions["item_id"].isin(BUNDLE)].groupby("user_id")["item_id"].nunique()
     bundled = set(held[held >= AT_LEAST].index)
     kept = interactions[~interactions["user_id"].isin(bundled)]
-    print(f"luxury: {len(bundled)} users of the bundle dropped, {len(kept)} of {len(interactions)} interactions kept")
+    n_kept, n_all = len(kept), len(interactions)
+    print(f"{source.name}: {len(bundled)} users of the bundle dropped, {n_kept} of {n_all} interactions kept")
     types = interactions.attrs["types"]
-    folder = out / "luxury"
-    write_table(folder / "luxury.inter", {f"{c}:{types[c]}": kept[c] for c in kept})
-    shutil.copy(source / f"{source.name}.item", folder / "luxury.item")
+    folder = out / source.name
+    write_table(folder / f"{folder.name}.inter", {f"{c}:{types[c]}": kept[c] for c in kept})
+    shutil.copy(source / f"{source.name}.item", folder / f"{folder.name}.item")
     _text(folder, sentence_model)
     # Days are short: with items of five interactions at least, hardly a session would be left.
     days = SessionSettings("day", min_item_count=2, valid_share=0.15, test_share=0.2)
-    _sessions(folder / "luxury.inter", folder / "luxury.item", out, "luxury-days", days, "first", sentence_model)
+    inter, items = (folder / f"{folder.name}.{suffix}" for suffix in ("inter", "item"))
+    _sessions(inter, items, out, "luxury-days", days, "first", sentence_model)  # of prices without levels
+    print(add_price_levels(folder, PriceSettings(n_levels=20)))
 
 
 def films(source: Path, out: Path, *, sentence_model: str | None) -> None:
@@ -66,7 +72,7 @@ def clothes(source: Path, out: Path, *, sentence_model: str | None) -> None:
     items = source / f"{source.name}.item"
     columns = Columns(basket="session_id")
     folder = _sessions(
-        source / f"{source.name}.inter", items, out, "hm-baskets", baskets, "first", sentence_model, columns=columns
+        source / f"{source.name}.inter", items, out, source.name, baskets, "first", sentence_model, columns=columns
     )
     vectors = source / f"{source.name}.image_feat.npy"  # a row for each row of the source's items
     print(import_vectors(folder, "image", file=vectors, vector_items=items, zero_is_missing=True))
@@ -78,7 +84,7 @@ def groceries(source: Path, out: Path, *, sentence_model: str | None) -> None:
     """Baskets of the Complete Journey."""
     baskets = SessionSettings("basket", valid_share=0.15, test_share=0.2)
     inter, items = source / f"{source.name}.inter", source / f"{source.name}.item"
-    _sessions(inter, items, out, "journey-baskets", baskets, "last", sentence_model)
+    _sessions(inter, items, out, source.name, baskets, "last", sentence_model)
 
 
 def _sessions(
@@ -101,10 +107,8 @@ def _sessions(
 
 
 def _text(folder: Path, sentence_model: str | None) -> None:
-    print(make_feature(folder, "text", encoder=build_encoder("tfidf", feature="text")))
-    if sentence_model:
-        encoder = build_encoder("sentence", feature="text", model=sentence_model)
-        print(make_feature(folder, "text_sentence", encoder=encoder))
+    options = {"name": "sentence", "model": sentence_model} if sentence_model else {"name": "tfidf"}
+    print(make_feature(folder, "text", encoder=build_encoder(options.pop("name"), feature="text", **options)))
 
 
 DATASETS = {
