@@ -17,6 +17,7 @@ from dataset_prep import (
     card_command,
     feature_command,
     format_command,
+    mix_command,
     picture_command,
     preparation_command,
     recipe_command,
@@ -47,6 +48,7 @@ EXAMPLES = """examples:
   python -m dataset_prep reduce --dataset dataset/shop --features image --width 64      PCA, the same for pseudo twins
   python -m dataset_prep import unisrec --folder Scientific --name Scientific   folders of other tools; also export
   python -m dataset_prep released --folder mmsbr/Cellphones --name Cellphones   the data that MMSBR's authors released
+  python -m dataset_prep mix --datasets dataset/Food dataset/Home --name mix    one folder of several, to pre-train on
   python -m dataset_prep describe dataset/shop --card                           figures, and DATASET.md
   python -m dataset_prep check dataset/shop                                     is everything there and whole?
 """
@@ -135,6 +137,7 @@ def _parser() -> argparse.ArgumentParser:
     picture_command.add_command(commands)
     released.add_command(commands)
     format_command.add_commands(commands)
+    mix_command.add_command(commands)
 
     prices = commands.add_parser(
         "prices", help="add price levels to a folder's items", epilog=PRICE_EXAMPLES, formatter_class=plain

@@ -38,12 +38,13 @@ from dataset_prep.locking import locked
 from dataset_prep.preparation_report import REJECTED_FILE, PreparationReport
 from dataset_prep.preparation_settings import PreparationSettings
 from dataset_prep.price import PriceReport, PriceSettings, with_price_levels
-from dataset_prep.protocols import Cuts, cuts_by_share, split_by_time
+from dataset_prep.protocols import split_by_time
 from dataset_prep.session_folder import bad_id, check_parts, write_parts
 from dataset_prep.session_settings import DEFAULT_LIST_LENGTH
 from dataset_prep.sessions import make_sessions
 from dataset_prep.sources import Source
 from dataset_prep.sources.rejects import Rejects
+from recbole_mm.data.cuts import Cuts, cuts_by_share
 from recbole_mm.data.files import sha256_of, write_atomically, write_table
 from recbole_mm.data.layout import SPLITS, Manifest
 from recbole_mm.errors import DatasetError, SettingError

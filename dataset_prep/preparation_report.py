@@ -8,7 +8,8 @@ from typing import Any
 from dataset_prep.cleaning import COLUMNS, ItemCounts, Step
 from dataset_prep.preparation_settings import PreparationSettings
 from dataset_prep.price import PriceReport
-from dataset_prep.protocols import Cuts
+from dataset_prep.protocols import dates_of
+from recbole_mm.data.cuts import Cuts
 
 REJECTED_FILE = "rejected.tsv.gz"
 NOTES = {
@@ -87,7 +88,7 @@ class PreparationReport:
             counts |= {"n_cold_items": len(self.cold_items), "n_drawn_cold_items": self.n_drawn}
         made = {"made_by": "preparation", **self.settings.that_apply(), "protocol_note": NOTES[self.settings.protocol]}
         made |= {"source": self.source, "counts": counts, "remarks": list(self.remarks)}
-        made |= {"cuts": self.cuts.as_settings()} if self.cuts else {}
+        made |= {"cuts": self.cuts._asdict()} if self.cuts else {}
         return made | ({"prices": self.prices.as_settings()} if self.prices else {})
 
     def __str__(self) -> str:
@@ -107,7 +108,7 @@ class PreparationReport:
             cold = f", {self.n_cold[name]:,} interactions with cold items" if self.n_cold.get(name) else ""
             lines.append(f"  {name}: " + ", ".join(f"{n:,} {what}" for what, n in part.items()) + cold)
         if self.cuts:
-            lines.append(f"  {self.cuts}")
+            lines.append(f"  {dates_of(self.cuts)}")
         if self.cold_items:
             drawn = f", {self.n_drawn:,} of them taken out of it" if self.n_drawn else ""
             lines.append(f"  cold items: {len(self.cold_items):,} that training has not{drawn}")

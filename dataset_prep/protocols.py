@@ -12,13 +12,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from dataset_prep.events import Events
 from dataset_prep.session_folder import Prefixes, Rows
 from dataset_prep.sources.times import UTC, seconds_of_date
+from recbole_mm.data.cuts import Cuts
 from recbole_mm.data.layout import SPLITS, Manifest
 from recbole_mm.errors import DatasetError, SettingError
 
@@ -30,27 +31,9 @@ COLD_ITEMS = ("drop", "keep")
 # ---------------------------------------------------------------- cut points
 
 
-class Cuts(NamedTuple):
-    """Two moments [unix seconds] that part a dataset.
-
-    Attributes:
-        valid_from: what is before it is training.
-        test_from: what is at it or after it is test.
-    """
-
-    valid_from: float
-    test_from: float
-
-    def parts(self, time: np.ndarray) -> np.ndarray:
-        """0 for training, 1 for validation, 2 for test; int64, of each time."""
-        return (time >= self.valid_from).astype(np.int64) + (time >= self.test_from)
-
-    def as_settings(self) -> dict[str, Any]:
-        """For the manifest, where `cuts_of_folder` finds them."""
-        return self._asdict()
-
-    def __str__(self) -> str:
-        return f"validation from {_date(self.valid_from)}, test from {_date(self.test_from)}"
+def dates_of(cuts: Cuts) -> str:
+    """The two moments as unix seconds and as dates."""
+    return f"validation from {_date(cuts.valid_from)}, test from {_date(cuts.test_from)}"
 
 
 def _date(seconds: float) -> str:
@@ -101,36 +84,6 @@ def cuts_of_folder(folder: Path) -> Cuts:
             f"{folder} has no cut points in its manifest; they come from --protocol time, or sessions split by time"
         )
     return Cuts(*(float(found[name]) for name in Cuts._fields))
-
-
-def cuts_by_share(time: np.ndarray, *, valid_share: float, test_share: float) -> Cuts:
-    """Cut points before the newest interactions, nearest to their shares; equal times stay together.
-
-    Raises:
-        DatasetError: fewer than three different times.
-    """
-    time = np.sort(time)
-    changes = np.flatnonzero(np.diff(time)) + 1
-    n, n_test, n_valid = len(time), int(len(time) * test_share + 0.5), int(len(time) * valid_share + 0.5)
-    if len(changes) < 2:
-        raise DatasetError(
-            f"{n} interactions have {len(changes) + 1} different times, and three parts need three; "
-            "use --protocol leave-one-out"
-        )
-    test, _ = boundary(changes, wanted=n - n_test, low=changes[1], high=n - 1)
-    valid, _ = boundary(changes, wanted=n - n_test - n_valid, low=1, high=test - 1)
-    return Cuts(float(time[valid]), float(time[test]))
-
-
-def boundary(changes: np.ndarray, *, wanted: int, low: int, high: int) -> tuple[int, bool]:
-    """How many come before a part: where the time changes, nearest to the number wanted, the later of two.
-
-    True if there is no such place in low..high; the boundary then parts equal times.
-    """
-    possible = changes[(changes >= low) & (changes <= high)][::-1]
-    if not len(possible):
-        return min(max(wanted, low), high), True
-    return int(possible[np.argmin(np.abs(possible - wanted))]), False
 
 
 # ---------------------------------------------------------------- cold items
@@ -248,7 +201,7 @@ def split_by_time(
         if not len(targets):
             raise DatasetError(
                 f"no row is left for {name}: none of its {int(mine.sum())} interactions has an earlier one of the same "
-                f"user; {cuts}. Choose other cut points, or loosen the filters"
+                f"user; {dates_of(cuts)}. Choose other cut points, or loosen the filters"
             )
         parts[name] = Rows(
             [events.users[user] for user in events.user[targets].tolist()],
@@ -286,5 +239,5 @@ def _empty_part(events: Events, part: np.ndarray, cuts: Cuts) -> str:
     empty = ", ".join(name for number, name in enumerate(SPLITS) if number not in part)
     return (
         f"no interaction is left for {empty}: they lie between {_date(events.time.min())} and "
-        f"{_date(events.time.max())}, and the cut points are: {cuts}"
+        f"{_date(events.time.max())}, and the cut points are: {dates_of(cuts)}"
     )

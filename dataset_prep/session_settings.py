@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from dataset_prep.interactions import SECONDS
-from dataset_prep.protocols import COLD_ITEMS, Cuts, check_cold_settings, cuts_of_folder, given_cuts
+from dataset_prep.protocols import COLD_ITEMS, check_cold_settings, cuts_of_folder, given_cuts
+from recbole_mm.data.cuts import Cuts
 from recbole_mm.errors import SettingError
 
 DEFAULT_LIST_LENGTH = 50  # RecBole's MAX_ITEM_LIST_LENGTH

@@ -21,9 +21,10 @@ from dataset_prep.folder_writer import refuse_existing
 from dataset_prep.interactions import Columns, read_interactions, read_items_file
 from dataset_prep.locking import locked
 from dataset_prep.price import PriceReport, PriceSettings, with_price_levels
-from dataset_prep.protocols import Cuts, boundary, drawn_items
+from dataset_prep.protocols import dates_of, drawn_items
 from dataset_prep.session_folder import Prefixes, Rows, write_session_folder
 from dataset_prep.session_settings import DEFAULT_LIST_LENGTH, SessionSettings
+from recbole_mm.data.cuts import Cuts, boundary
 from recbole_mm.data.files import sha256_of
 from recbole_mm.data.layout import SPLITS
 from recbole_mm.errors import DatasetError
@@ -87,7 +88,7 @@ class SessionReport:
             drawn = f", {self.n_drawn} of them taken out of it" if self.n_drawn else ""
             lines.append(f"cold items: {len(self.cold_items)} that training has not{drawn}")
         if self.cuts:
-            lines.append(f"cut points: {self.cuts}")
+            lines.append(f"cut points: {dates_of(self.cuts)}")
         lines += [f"remark: {remark}" for remark in self.remarks]
         if self.n_items_without_row:
             lines.append(
@@ -274,7 +275,7 @@ def _split(events: _Events, settings: SessionSettings) -> tuple[np.ndarray, Cuts
         if empty := [name for number, name in enumerate(SPLITS) if number not in part]:
             raise DatasetError(
                 f"none of {n} sessions is left for {', '.join(empty)}: they end between {last.min():.15g} and "
-                f"{last.max():.15g} unix seconds, and the cut points are: {cuts}"
+                f"{last.max():.15g} unix seconds, and the cut points are: {dates_of(cuts)}"
             )
         return np.repeat(part, counts), cuts, []
     remarks = []
@@ -435,7 +436,7 @@ def prepare_sessions(
         ledger = Ledger(len(frame) + sum(dropped.values()), dropped)
         parts, report = make_sessions(frame, settings, ledger=ledger)
         made = {"made_by": "sessions", **settings.that_apply(), "column_names": asdict(columns)}
-        made |= {"cuts": report.cuts.as_settings()} if report.cuts else {}
+        made |= {"cuts": report.cuts._asdict()} if report.cuts else {}
         table, types, raw_files = None, {}, {Path(interactions).name: sha256_of(interactions)}
         if items is not None:
             table, types, remarks = read_items_file(

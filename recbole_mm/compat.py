@@ -6,6 +6,7 @@ if it is already. Patches look for the fault itself and not for a version, so th
 
 from __future__ import annotations
 
+import os
 import sys
 import warnings
 from collections.abc import Callable, Generator, Iterator
@@ -124,6 +125,21 @@ def _name_numpy_types() -> None:
     for name, kind in names.items():
         if name not in vars(np):
             setattr(np, name, kind)
+
+
+# ---------------------------------------------------------------- files
+
+
+@around("recbole.utils.utils")
+def _make_folders_that_others_make_too() -> Generator[None, ModuleType, None]:
+    # RecBole looks whether a folder is there and then makes it, which fails where another process is quicker. The code
+    # is exchanged and not the name, which others have imported.
+    module = yield
+
+    def ensure_dir(dir_path):
+        os.makedirs(dir_path, exist_ok=True)
+
+    module.ensure_dir.__code__ = ensure_dir.__code__
 
 
 # ---------------------------------------------------------------- models

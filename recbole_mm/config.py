@@ -3,24 +3,29 @@
 from __future__ import annotations
 
 import copy
-import re
+import importlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import recbole
-import yaml
+import torch
 from recbole.config import Config as RecBoleConfig
 from recbole.evaluator import metric_types
 from recbole.utils import InputType, dataset_arguments, evaluation_arguments, general_arguments, training_arguments
 
+from recbole_mm import distributed
+from recbole_mm.checkpoint import plain
 from recbole_mm.data.files import read_header
-from recbole_mm.data.layout import folder_kind
+from recbole_mm.data.layout import Manifest, folder_kind
+from recbole_mm.data.protocols import BELONGS_TO, ProtocolSettings, protocol_of_parts, protocol_of_plain
 from recbole_mm.errors import DatasetError, SettingError, nearest
 from recbole_mm.model import find_model, lineage
 from recbole_mm.paths import properties_dir
 from recbole_mm.ranges import documented
-from recbole_mm.registration import dataset_settings, default_files, has_recipe
+from recbole_mm.records import settings_hash
+from recbole_mm.registration import dataset_settings, default_files, has_recipe, parts_of
+from recbole_mm.settings import read_settings
 
 _READ_WITHOUT_DEFAULT = {"reg_weight"}  # read by RecBole, but in none of its property files
 _AT_LEAST_ONE = {"train_batch_size", "eval_batch_size", "epochs", "eval_step", "n_layers", "n_heads"}
@@ -34,80 +39,24 @@ _CATEGORY_COLUMNS = ("categories", "category", "class")
 _PICKLED_CACHES = ("save_dataset", "dataset_save_path", "save_dataloaders", "dataloaders_save_path")
 
 
-class _Loader(yaml.SafeLoader):
-    """YAML without Python objects, in which 1e-4 is a number (plain YAML 1.1 asks for 1.0e-4)."""
+class UnknownSettingError(SettingError):
+    """A setting that a model does not have.
 
-
-# YAML 1.1 takes 1_0, 0b1, 007 and 10:20 for numbers; here they are text.
-_Loader.yaml_implicit_resolvers = {
-    first: [(tag, regexp) for tag, regexp in resolvers if tag != "tag:yaml.org,2002:int"]
-    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
-}
-_Loader.add_implicit_resolver("tag:yaml.org,2002:int", re.compile(r"^[-+]?(?:0|[1-9][0-9]*)$"), list("-+0123456789"))
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(r"^[-+]?(?:[0-9][0-9_]*\.?[0-9_]*|\.[0-9_]+)[eE][-+]?[0-9]+$"),
-    list("-+0123456789."),
-)
-
-
-def parse_value(text: str) -> Any:
-    """One setting as typed on a command line: YAML, Python's ``None``, or else the text itself, such as ``[5,inf)``."""
-    if text in ("None", ""):
-        return None
-    try:
-        return yaml.load(text, Loader=_Loader)
-    except yaml.YAMLError:
-        return text
-
-
-def parse_arguments(arguments: Sequence[str]) -> tuple[dict[str, Any], dict[str, str]]:
-    """``--key=value`` and ``--key value`` of a command line as settings, and where each came from, for messages.
-
-    Raises:
-        SettingError: something else, a key without value, or a key given twice with different values.
+    Attributes:
+        key: the setting.
     """
-    settings, origins = {}, {}
-    rest = list(arguments)
-    while rest:
-        argument = rest.pop(0)
-        key, equals, text = argument.removeprefix("--").partition("=")
-        if not argument.startswith("--") or not key:
-            raise SettingError(f"cannot read the argument {argument!r}; settings look like --learning_rate=0.001")
-        if not equals:
-            if not rest or rest[0].startswith("--"):
-                raise SettingError(f"--{key} has no value; settings look like --{key}=value")
-            text = rest.pop(0)
-        if key in settings and settings[key] != parse_value(text):
-            raise SettingError(f"--{key} is given twice, as {settings[key]!r} and {text!r}")
-        settings[key], origins[key] = parse_value(text), f"--{key}"
-    return settings, origins
 
-
-def read_settings(path: Path) -> dict[str, Any]:
-    """The settings in a YAML file.
-
-    Raises:
-        SettingError: no such file, no YAML, or no mapping of keys to values.
-    """
-    try:
-        content = yaml.load(Path(path).read_text(encoding="utf-8"), Loader=_Loader)
-    except OSError as error:
-        raise SettingError(f"cannot read the settings file {path}: {error.strerror}") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise SettingError(f"{path} is no plain YAML: {' '.join(str(error).split())}") from error
-    if content is None:
-        return {}
-    if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):
-        raise SettingError(f"{path} must hold lines like 'learning_rate: 0.001', found a {type(content).__name__}")
-    return content
+    def __init__(self, key: str, message: str) -> None:
+        super().__init__(message)
+        self.key = key
 
 
 class Config(RecBoleConfig):
     """All settings of one run.
 
     Precedence, weakest first: RecBole's files, overall.yaml, model/<Model>.yaml of the model's bases and of the model
-    itself, folder/<kind>.yaml, dataset/<name>.yaml, config files, ``settings``.
+    itself, folder/<kind>.yaml, dataset/<name>.yaml, config files, ``settings``. In a file, those below ``<Model>:``
+    win over the file's plain keys, for that model.
 
     Args:
         model: name, upper and lower case alike, or class.
@@ -130,12 +79,13 @@ class Config(RecBoleConfig):
         origins: Mapping[str, str] | None = None,
     ) -> None:
         self.origins = {}
-        files = [(str(path), read_settings(path)) for path in config_files or []]
+        cls = find_model(model) if isinstance(model, str) else model
+        files = [(str(path), parts_of(read_settings(path), cls)) for path in config_files or []]
+        files = [(path, general | own) for path, (general, own) in files]
         for path, content in files:
             self.origins |= dict.fromkeys(content, path)
         self.origins |= dict.fromkeys(settings or {}, "settings") | dict(origins or {})
         self._files = [content for _, content in files]
-        cls = find_model(model) if isinstance(model, str) else model
         try:
             super().__init__(model=cls, dataset=str(dataset), config_file_list=None, config_dict=dict(settings or {}))
         except (ValueError, TypeError, RuntimeError, NotImplementedError) as error:
@@ -163,6 +113,7 @@ class Config(RecBoleConfig):
             if "data_path" in external:
                 raise SettingError(f"dataset is a path, {dataset}, and data_path is given too{self._from('data_path')}")
             external["data_path"] = str(path.parent)
+        self._translate_stage(external, model_class)
         super()._load_internal_config_dict(model, model_class, self.dataset)
         sampling = self.internal_config_dict["train_neg_sample_args"]
         for file in default_files(model_class):
@@ -185,11 +136,46 @@ class Config(RecBoleConfig):
         self._choose_columns(external)
 
     def _set_default_parameters(self) -> None:
+        final, given = self.final_config_dict, self.external_config_dict.get("eval_args")
+        if isinstance(given, dict):  # those that are not given keep their defaults
+            final["eval_args"] = {**self.internal_config_dict["eval_args"], **given}
         self._check_values()
         super()._set_default_parameters()
+        final["protocol"] = self._protocol()
         self.final_config_dict["data_path"] = str(self.folder)  # RecBole has its own folder for the name ml-100k
         if not self.final_config_dict["use_gpu"]:
             self.final_config_dict["gpu_id"] = ""  # RecBole forgets to look at use_gpu
+
+    def _init_device(self) -> None:
+        """As RecBole's for one process; of several, each has a GPU of its own, or all share the CPU."""
+        final, external, here = self.final_config_dict, self.external_config_dict, distributed.place()
+        if here is not None:  # this process is one of a group, started by us or by torchrun
+            if external.setdefault("nproc", here.n_processes) != here.n_processes:
+                raise SettingError(
+                    f"nproc{self._from('nproc')} is {final['nproc']}, but {here.n_processes} processes were started; "
+                    "leave it out"
+                )
+            final["nproc"] = here.n_processes
+        n_processes = final["nproc"]
+        if n_processes > 1:
+            self._check_processes(n_processes)
+            if final["use_gpu"]:
+                n_local = n_processes if here is None else here.n_local
+                final["gpu_id"] = distributed.gpu_ids(external.get("gpu_id"), n_local=n_local)
+        super()._init_device()
+        if here is not None and final["device"].type == "cuda":
+            final["device"] = torch.device("cuda", here.local_rank)
+            torch.cuda.set_device(here.local_rank)
+        if here is not None and here.rank > 0:
+            final.update(show_progress=False, log_wandb=False)
+
+    def _check_processes(self, n_processes: int) -> None:
+        n_rows, origin = self.final_config_dict["train_batch_size"], self._from("nproc")
+        if n_rows < n_processes:
+            raise SettingError(
+                f"nproc{origin} is {n_processes}, but a batch has {n_rows} rows, and each process needs one at least\n"
+                "  use fewer processes or a larger train_batch_size, which is that of all processes together"
+            )
 
     # ------------------------------------------------ checks
 
@@ -201,7 +187,7 @@ class Config(RecBoleConfig):
         known = {*self.internal_config_dict, *arguments, *_READ_WITHOUT_DEFAULT}
         for key in external:
             if key not in known:
-                raise SettingError(f"unknown setting {key!r}{self._from(key)}{nearest(key, known)}")
+                raise UnknownSettingError(key, f"unknown setting {key!r}{self._from(key)}{nearest(key, known)}")
 
     def _fit_types(self, external: dict[str, Any]) -> None:
         """Values of the default's type; a whole number may stand for a float, one value for a list of one."""
@@ -212,9 +198,7 @@ class Config(RecBoleConfig):
                 continue
             if kind in (list, dict) and isinstance(value, str) and value[:1] in ("[", "{"):
                 raise SettingError(f"{key}: cannot read {value!r}{self._from(key)}; it should look like {default!r}")
-            if key == "eval_args" and isinstance(value, dict):
-                external[key] = {**default, **value}
-            elif kind is float and isinstance(value, int) and not isinstance(value, bool):
+            if kind is float and isinstance(value, int) and not isinstance(value, bool):
                 external[key] = float(value)
             elif kind is str and isinstance(value, (int, float)) and not isinstance(value, bool):
                 external[key] = str(value)
@@ -268,6 +252,18 @@ class Config(RecBoleConfig):
                 f"{final['metrics']} at one of {final['topk']}, such as {final['metrics'][0]}@{final['topk'][0]}"
             )
 
+    def _translate_stage(self, external: dict[str, Any], model_class: type) -> None:
+        """A stage under a name of the model's paper becomes the settings that it stands for."""
+        name = external.get("train_stage")
+        meant = getattr(model_class, "stage_names", {}).get(name, {}) if isinstance(name, str) else {}
+        for key, value in meant.items():
+            if key != "train_stage" and external.get(key, value) != value:
+                raise SettingError(
+                    f"train_stage {name}{self._from('train_stage')} means {key} {value}, "
+                    f"found {external[key]}{self._from(key)}; leave one of them out"
+                )
+            external[key] = value
+
     def _check_stage(self) -> None:
         """What belongs to stages goes with models that have them; a given checkpoint means fine-tuning."""
         final, external = self.final_config_dict, self.external_config_dict
@@ -299,9 +295,37 @@ class Config(RecBoleConfig):
             raise SettingError(
                 f"eval_args: order must be TO, in time, for sequences, found {args.get('order')!r}{origin}"
             )
+        modes = args.get("mode")
+        for mode in modes.values() if isinstance(modes, dict) else [modes]:
+            if mode not in ("full", None):
+                raise SettingError(
+                    f"eval_args: mode must be full, which ranks every item, found {mode!r}{origin}\n"
+                    "  metrics over a sample of the items can put models in another order than metrics over all of "
+                    "them (Krichene and Rendle, On Sampled Metrics for Item Recommendation, KDD 2020); leave mode out"
+                )
         split = args.get("split")
         if not isinstance(split, dict) or len(split) != 1 or not set(split) <= set(_SPLITS):
             raise SettingError(f"eval_args: split must be one of LS, RS or TS with its value, found {split!r}{origin}")
+
+    def _protocol(self) -> str:
+        """The setting ``protocol``, or what the folder is without it."""
+        final, external, asked = self.final_config_dict, self.external_config_dict, self.final_config_dict["protocol"]
+        origin = self._from("protocol")
+        if folder_kind(self.folder) == "splits":
+            settings = Manifest.load(self.folder).settings
+            protocol = protocol_of_parts(asked, settings, name=self.dataset, origin=origin)
+            made_here = None
+        else:
+            given_split = "split" in (external.get("eval_args") or {})
+            protocol = protocol_of_plain(asked, final["eval_args"], given_split=given_split, origin=origin)
+            made_here = ProtocolSettings.of({**final, "protocol": protocol})
+        for key, protocols in BELONGS_TO.items():
+            if key in external and (made_here is None or protocol not in protocols):
+                raise SettingError(
+                    f"{key}{self._from(key)} belongs to protocol {' and '.join(protocols)}, of a folder with one file "
+                    f"of interactions, and this is {protocol}; leave it out, or add --protocol={protocols[0]}"
+                )
+        return protocol
 
     def _choose_columns(self, external: Mapping[str, Any]) -> None:
         """The columns to read: those of the id and time fields, and what a model with item fields asks for."""
@@ -334,6 +358,22 @@ class Config(RecBoleConfig):
 def _without_names(settings: Mapping[str, Any]) -> dict[str, Any]:
     """Without the names of model and dataset, which may stand in a config file too."""
     return {key: value for key, value in settings.items() if key not in ("model", "dataset")}
+
+
+def identity_of(config: Config) -> str:
+    """The hash that a run with these settings has in its record; it needs the settings alone, before data change them.
+
+    It knows neither seed nor knock-out.
+    """
+    return settings_hash(config["model"], plain(config.final_config_dict))
+
+
+def make_demo_folder(dataset: str | Path, data_path: str | Path = "dataset") -> None:
+    """Make the made-up shop, if it is asked for by its name and is not there yet."""
+    folder = Path(data_path) / "demo"
+    if str(Path(dataset)) == "demo" and not folder.exists():
+        # Preparation is imported here alone, and only then.
+        importlib.import_module("dataset_prep.demo").make_demo(folder)
 
 
 def missing_folder_message(folder: Path) -> str:

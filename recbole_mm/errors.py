@@ -58,3 +58,10 @@ def nearest(name: str, known: Iterable[str]) -> str:
     by_lower = {k.lower(): k for k in known}
     matches = get_close_matches(name.lower(), by_lower, n=1, cutoff=0.6)
     return f"; did you mean {by_lower[matches[0]]!r}?" if matches else ""
+
+
+def told_of_machine(error: OSError | MemoryError) -> str:
+    """What to tell of a full disk, missing rights or too little memory: which file, if one, and why."""
+    file = getattr(error, "filename", None)
+    reason = getattr(error, "strerror", None) or str(error) or "out of memory"
+    return f"the machine gave up: {f'{file}: ' if file else ''}{reason}"

@@ -20,30 +20,33 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from recbole.data import data_preparation
 from recbole.trainer import Trainer as RecBoleTrainer
 from recbole.utils import dict2str, get_trainer, init_logger, init_seed
 
-from recbole_mm import checkpoint
-from recbole_mm.config import Config, read_settings
+from recbole_mm import checkpoint, distributed
+from recbole_mm.config import Config, identity_of, make_demo_folder
 from recbole_mm.data.dataset import MultimodalDataset
 from recbole_mm.data.files import write_atomically
 from recbole_mm.data.layout import data_fingerprint
-from recbole_mm.errors import DatasetError, SettingError
+from recbole_mm.data.protocols import test_fingerprint
+from recbole_mm.errors import SettingError
+from recbole_mm.evaluation import Outcome, evaluate_test, with_full_ranking
 from recbole_mm.model import find_model
-from recbole_mm.records import RUNS_FILE, RunRecord, append, settings_hash
+from recbole_mm.plan import inputs_of
+from recbole_mm.ranking import RANK_METRICS
+from recbole_mm.records import RUNS_FILE, RunRecord, append, per_user_file, write_per_user
+from recbole_mm.resuming import check_same_data, resumed_config
+from recbole_mm.settings import parse_value, read_settings
 from recbole_mm.trainer import StageResult, Trainer, load_last_state
 
 STAGE_NAMES = {"pretrain": "pre-training", "finetune": "fine-tuning", "train": "training"}
-_MAY_CHANGE_ON_RESUME = {
-    "epochs", "pretrain_epochs", "stopping_step", "show_progress", "state", "gpu_id", "use_gpu", "device", "data_path",
-    "topk", "data_fingerprint", "feature_hashes", "feature_encoders", "field_hashes",
-}  # fmt: skip
 
 
+@distributed.one_message
 def run(
     model: str | None = None,
     dataset: str | None = None,
@@ -55,6 +58,7 @@ def run(
     runs_file: Path | str | None = RUNS_FILE,
     run_id: str | None = None,
     budget: Mapping[str, Any] | None = None,
+    tested: bool = True,
 ) -> RunRecord:
     """Train a model on a dataset, select on validation data, test once, append a record.
 
@@ -68,6 +72,7 @@ def run(
         runs_file: where the record is appended; None for nowhere.
         run_id: names the run, 12 hex digits; drawn when left out.
         budget: of the search that chose the settings, kept in the record.
+        tested: False leaves the test out, for a trial of a search, which is to know nothing of it.
 
     Returns:
         The record of the run.
@@ -75,58 +80,41 @@ def run(
     Raises:
         SettingError, DatasetError, CheckpointError, TrainingError: with one message that says what to do.
     """
-    run_id = run_id or secrets.token_hex(6)
+    distributed.join()
+    run_id = run_id or distributed.from_first(secrets.token_hex(6))
+    runs_file = runs_file if distributed.is_first() else None
     started, clock = time.strftime("%Y-%m-%dT%H:%M:%S%z"), time.perf_counter()
-    if resume is not None:
-        if config_files:
-            raise SettingError("--resume continues a run with its own settings; leave --config_files out")
-        state = load_last_state(Path(resume))
-        config = _resumed_config(Path(resume), state, model, dataset, settings or {}, origins or {})
-    else:
-        state = None
-        config = _new_config(model, dataset, config_files or [], settings or {}, origins or {})
+    config, state = _begin(model, dataset, config_files or [], settings or {}, origins or {}, resume=resume)
+    if config["nproc"] > 1:
+        _refuse_processes(config)
+    if config["nproc"] > distributed.n_processes():
+        return _run_on_processes(
+            config["nproc"], model=model, dataset=dataset, config_files=config_files, settings=settings,
+            origins=origins, resume=resume, runs_file=runs_file, run_id=run_id, budget=budget, tested=tested,
+        )  # fmt: skip
     for folder in filter(None, (config["checkpoint_dir"], runs_file and Path(runs_file).parent)):
         _probe(Path(folder))
     _refuse_pickled_loaders(config)
     init_seed(config["seed"], config["reproducibility"])
     logger = _start_log(config)
     given = checkpoint.plain(config.external_config_dict)
-    identity = settings_hash(config["model"], checkpoint.plain(config.final_config_dict))
+    identity = identity_of(config)
 
-    with _recbole_refuses(f"the data of {config['dataset']}"):
-        data = MultimodalDataset(config)
-        _fit_topk(config, data.item_num)
-        logger.info(data)
-        train_data, valid_data, test_data = data_preparation(config, data)
-    init_seed(config["seed"] + config["local_rank"], config["reproducibility"])
-    with _recbole_refuses(f"the settings of {config['model']}"):
-        net = config.model_class(config, train_data._dataset).to(config["device"])
-    if config["knockout"] is not None:
-        there, name = [*data.feature_names(), *data.item_columns()], f"{config['model']} on {config['dataset']}"
-        for unused in data.knockouts.refuse_idle(data.used_features(), data.used_fields(), there=there, run=name):
-            logger.warning(f"knock-out: {name} does not use {unused} anyway")
-    logger.debug(net)
-    n_parameters = sum(parameter.numel() for parameter in net.parameters() if parameter.requires_grad)
-    logger.info(f"{config['model']}: {n_parameters:,} trainable parameters")
-    config["data_fingerprint"] = data_fingerprint(config.folder)
-    config["feature_hashes"] = {name: data.feature_hash(name) for name in data.used_features()}
-    config["feature_encoders"] = {name: data.encoder_of(name) for name in data.used_features()}
-    config["field_hashes"] = {name: data.field_hash(name) for name in data.used_fields()}
-    trainer = _trainer_class(config)(config, net)
+    data, train_data, valid_data, test_data, trainer = _prepare(config, logger)
     if state is not None:
-        _check_same_data(config, state["config"])
+        check_same_data(config, state["config"])
         trainer.resume_checkpoint(resume, train_data)
     seconds = {"data": time.perf_counter() - clock}
 
-    clock = time.perf_counter()
     # Bars are for people who watch; in a log file the lines per epoch say as much.
     show_progress = config["show_progress"] and sys.stderr.isatty()
-    _, best_valid = trainer.fit(train_data, valid_data, show_progress=show_progress)
-    stages = getattr(trainer, "stages", None) or [_single_stage(trainer, best_valid, time.perf_counter() - clock)]
+    stages, best_valid = _train(trainer, train_data, valid_data, show_progress=show_progress)
     seconds |= {stage.stage: stage.seconds for stage in stages}
 
     clock = time.perf_counter()
-    test = trainer.evaluate(test_data, load_best_model=True, show_progress=show_progress)
+    outcome = evaluate_test(trainer, test_data, train_data, show_progress=show_progress) if tested else Outcome()
+    for warning in outcome.warnings:
+        logger.warning(warning)
     seconds["test"] = time.perf_counter() - clock
 
     record = RunRecord(
@@ -137,21 +125,26 @@ def run(
         settings=checkpoint.plain(config.final_config_dict),
         seed=config["seed"],
         best_epoch=stages[-1].best_epoch,
-        valid={key: float(value) for key, value in best_valid.items()},
-        test={key: float(value) for key, value in test.items()},
+        valid=best_valid,
+        test=outcome.metrics,
         stages=[vars(stage) for stage in stages],
         seconds={key: round(value, 3) for key, value in seconds.items()},
-        peak_memory=_peak_memory(),
-        versions={name: version(name) for name in ("recbole", "torch", "numpy", "pandas")}
-        | {"recbole_mm": importlib.import_module("recbole_mm").__version__, "python": platform.python_version()},
+        peak_memory=_largest(distributed.gathered(_peak_memory())),
+        versions=installed_versions(),
         checkpoint=trainer.saved_model_file,
         started=started,
         run_id=run_id,
         settings_given=given,
         settings_hash=identity,
-        n_parameters=n_parameters,
-        n_items=data.item_num - 1,
-        n_test=len(test_data.dataset),
+        n_parameters=_n_parameters(trainer.model),
+        protocol=config["protocol"],
+        test_fingerprint=test_fingerprint(data, test_data),
+        n_items=data.n_candidates(),
+        n_test=len(test_data._dataset),
+        latency=outcome.latency,
+        slices=outcome.slices,
+        per_user=_write_rows(outcome, runs_file, run_id),
+        warnings=[*getattr(trainer, "warnings", []), *outcome.warnings],
         budget=dict(budget or {}),
         command=command_of(config["model"], config["dataset"], given),
     )
@@ -161,10 +154,77 @@ def run(
     return record
 
 
+class _Ready(NamedTuple):
+    """What a training needs: the data set, the loaders of its three parts, and a trainer with its model."""
+
+    data: MultimodalDataset
+    train_data: Any
+    valid_data: Any
+    test_data: Any
+    trainer: RecBoleTrainer
+
+
+def _prepare(config: Config, logger: logging.Logger) -> _Ready:
+    """Read and part the data, make the model; into the settings goes what identifies the data."""
+    with _recbole_refuses(f"the data of {config['dataset']}"):
+        data = MultimodalDataset(config)
+        _fit_topk(config, data.n_candidates())
+        logger.info(data)
+        loaders = data_preparation(config, data)
+    init_seed(config["seed"] + config["local_rank"], config["reproducibility"])
+    with _recbole_refuses(f"the settings of {config['model']}"):
+        net = config.model_class(config, loaders[0]._dataset).to(config["device"])
+    if config["knockout"] is not None:
+        there, name = [*data.feature_names(), *data.item_columns()], f"{config['model']} on {config['dataset']}"
+        for unused in data.knockouts.refuse_idle(data.used_features(), data.used_fields(), there=there, run=name):
+            logger.warning(f"knock-out: {name} does not use {unused} anyway")
+    logger.debug(net)
+    logger.info(f"{config['model']}: {_n_parameters(net):,} trainable parameters")
+    config["inputs"] = inputs_of(config)
+    config["data_fingerprint"] = data_fingerprint(config.folder)
+    config["feature_hashes"] = {name: data.feature_hash(name) for name in data.used_features()}
+    config["feature_encoders"] = {name: data.encoder_of(name) for name in data.used_features()}
+    config["field_hashes"] = {name: data.field_hash(name) for name in data.used_fields()}
+    return _Ready(data, *loaders, with_full_ranking(_trainer_class(config))(config, net))
+
+
+def _n_parameters(net: torch.nn.Module) -> int:
+    return sum(parameter.numel() for parameter in net.parameters() if parameter.requires_grad)
+
+
+def _train(
+    trainer: RecBoleTrainer, train_data, valid_data, *, show_progress: bool
+) -> tuple[list[StageResult], dict[str, float]]:
+    """Fit; the stages and the best validation metrics of the last one."""
+    clock, scores = time.perf_counter(), {}
+    _, best = trainer.fit(train_data, valid_data, show_progress=show_progress, callback_fn=scores.__setitem__)
+    best_valid, seconds = {key: float(value) for key, value in best.items()}, time.perf_counter() - clock
+    return getattr(trainer, "stages", None) or [_single_stage(trainer, best_valid, seconds, scores)], best_valid
+
+
 # ------------------------------------------------ before training
 
 
-def _new_config(
+def _begin(
+    model: str | None,
+    dataset: str | None,
+    config_files: Sequence[str | Path],
+    settings: Mapping[str, Any],
+    origins: Mapping[str, str],
+    *,
+    resume: str | Path | None,
+) -> tuple[Config, dict[str, Any] | None]:
+    """The settings of a new run, or those of an interrupted one and its last state."""
+    if resume is None:
+        with distributed.first_process_first():
+            return new_config(model, dataset, config_files, settings, origins), None
+    if config_files:
+        raise SettingError("--resume continues a run with its own settings; leave --config_files out")
+    state = load_last_state(Path(resume))
+    return resumed_config(Path(resume), state, model, dataset, settings, origins), state
+
+
+def new_config(
     model: str | None,
     dataset: str | None,
     config_files: Sequence[str | Path],
@@ -177,59 +237,32 @@ def _new_config(
     if model is None or dataset is None:
         raise SettingError("which model and dataset? Give both, such as --model=MSM4SR --dataset=demo")
     find_model(model)  # before anything is made
-    if str(Path(dataset)) == "demo":
-        folder = Path(named.get("data_path", "dataset")) / "demo"
-        if not folder.exists():
-            # Preparation is imported here alone, and only then.
-            importlib.import_module("dataset_prep.demo").make_demo(folder)
+    make_demo_folder(dataset, named.get("data_path", "dataset"))
     return Config(model, dataset, config_files, settings, origins)
 
 
-def _resumed_config(
-    path: Path,
-    state: Mapping[str, Any],
-    model: str | None,
-    dataset: str | None,
-    settings: Mapping[str, Any],
-    origins: Mapping[str, str],
-) -> Config:
-    """The settings of the interrupted run; only those that do not change its course may be given anew."""
-    stored, given = state["config"], state["given"]
-    if model is not None and find_model(model).__name__ != stored["model"]:
-        raise SettingError(f"{path} is a run of {stored['model']}, not of {model}; leave --model out when resuming")
-    if dataset is not None and Path(dataset).name != stored["dataset"]:
+def _refuse_processes(config: Config) -> None:
+    """What several processes cannot do."""
+    trainer, others = _trainer_class(config), [m for m in config["metrics"] if m.lower() not in RANK_METRICS]
+    if trainer is not Trainer:
         raise SettingError(
-            f"{path} is a run on {stored['dataset']}, not on {dataset}; leave --dataset out when resuming"
+            f"nproc is {config['nproc']}, but {config['model']} trains in a trainer of its own, {trainer.__name__}, "
+            "which knows of one process; leave --nproc out"
         )
-    config = Config(stored["model"], stored["dataset"], None, {**given, **settings}, origins)
-    now = checkpoint.plain(config.final_config_dict)
-    changed = [key for key in now.keys() & stored.keys() - _MAY_CHANGE_ON_RESUME if now[key] != stored[key]]
-    if "topk" in settings and settings["topk"] != given.get("topk"):
-        changed.append("topk")  # the stored ones may have been cut to fit the catalogue
-    if changed:
-        listed = ", ".join(f"{key} is {now[key]!r}, was {stored[key]!r}" for key in sorted(changed))
+    if others:
         raise SettingError(
-            f"--resume continues a run as it began, but settings differ: {listed}\n"
-            "  leave them out, or start a new run; --epochs, --pretrain_epochs and --stopping_step may change"
+            f"nproc is {config['nproc']}, but {', '.join(others)} needs more than the rank of each target, which is "
+            "all that processes tell each other\n  leave it out of metrics, or leave --nproc out"
         )
-    return config
 
 
-def _check_same_data(config: Config, stored: Mapping[str, Any]) -> None:
-    """Interactions, features and item columns are those that the interrupted run began with."""
-
-    def hashes(settings: Any) -> dict[str, str]:
-        columns = {f"column {name}": digest for name, digest in settings["field_hashes"].items()}
-        return {"the interactions": settings["data_fingerprint"], **settings["feature_hashes"], **columns}
-
-    nothing = {"data_fingerprint": None, "feature_hashes": {}, "field_hashes": {}}
-    then, now = hashes({**nothing, **stored}), hashes(config)
-    changed = [name for name in then if then[name] != now.get(name)]
-    if changed:
-        raise DatasetError(
-            f"{', '.join(changed)} in {config.folder} changed since the run began "
-            f"({str(now.get(changed[0]))[:12]}, then {str(then[changed[0]])[:12]}); start a new run"
-        )
+def _run_on_processes(n_processes: int, **arguments: Any) -> RunRecord:
+    """The same run, by several processes of this machine."""
+    told: dict[str, Any] = {}
+    try:
+        return distributed.launch(run, n_processes, arguments=arguments, notes=told)
+    finally:
+        Trainer.last_saved = told.get("last_saved", Trainer.last_saved)
 
 
 def _probe(folder: Path) -> None:
@@ -258,6 +291,8 @@ def _recbole_refuses(what: str) -> Iterator[None]:
 def _start_log(config: Config) -> logging.Logger:
     """RecBole's log, a file of its own for every run of a process."""
     root = logging.getLogger()
+    if not distributed.is_first():
+        return root
     for handler in [h for h in root.handlers if getattr(h, "of_a_run", False)]:
         root.removeHandler(handler)
         handler.close()
@@ -274,17 +309,17 @@ def _start_log(config: Config) -> logging.Logger:
     return root
 
 
-def _fit_topk(config: Config, n_items: int) -> None:
-    """Cut-offs beyond the catalogue are dropped, with a notice."""
-    fitting = [k for k in config["topk"] if k < n_items]
+def _fit_topk(config: Config, n_ranked: int) -> None:
+    """Cut-offs beyond the items that are ranked are dropped, with a notice."""
+    fitting = [k for k in config["topk"] if k <= n_ranked]
     if fitting == config["topk"]:
         return
     k = config["valid_metric"].partition("@")[2]
     if not fitting or (k and int(k) not in fitting):
         raise SettingError(
-            f"valid_metric {config['valid_metric']} and topk {config['topk']}: the dataset has {n_items - 1} items only"
+            f"valid_metric {config['valid_metric']} and topk {config['topk']}: only {n_ranked} items are ranked"
         )
-    logging.getLogger().warning(f"topk {config['topk']} becomes {fitting}: the dataset has {n_items - 1} items only")
+    logging.getLogger().warning(f"topk {config['topk']} becomes {fitting}: only {n_ranked} items are ranked")
     config["topk"] = fitting
 
 
@@ -296,6 +331,24 @@ def _trainer_class(config: Config) -> type[RecBoleTrainer]:
 # ------------------------------------------------ after training
 
 
+def _write_rows(outcome: Outcome, runs_file: Path | str | None, run_id: str) -> str:
+    """Keep the values of each test row beside the file of runs; the name relative to its folder, "" for none."""
+    if runs_file is None or outcome.rows is None:
+        return ""
+    path = per_user_file(Path(runs_file), run_id)
+    write_per_user(path, outcome.rows)
+    return path.relative_to(Path(runs_file).parent).as_posix()
+
+
+def installed_versions() -> dict[str, str]:
+    """Of what a result may depend on, by name."""
+    packages = {name: version(name) for name in ("recbole", "torch", "numpy", "pandas")}
+    return packages | {
+        "recbole_mm": importlib.import_module("recbole_mm").__version__,
+        "python": platform.python_version(),
+    }
+
+
 def command_of(model: str, dataset: str, given: Mapping[str, Any]) -> str:
     """The command line that repeats a run, quoted for a shell."""
     settings = [f"--{key}={_typed(value)}" for key, value in given.items() if key not in ("model", "dataset")]
@@ -303,15 +356,21 @@ def command_of(model: str, dataset: str, given: Mapping[str, Any]) -> str:
 
 
 def _typed(value: Any) -> str:
-    """A setting as it is typed on a command line; JSON is YAML too."""
-    return value if isinstance(value, str) else json.dumps(value)
+    """A setting as it is typed on a command line; JSON is YAML too. Text such as "1e-4" needs quotes to stay text."""
+    return value if isinstance(value, str) and parse_value(value) == value else json.dumps(value, ensure_ascii=False)
 
 
-def _single_stage(trainer: RecBoleTrainer, best_valid: Mapping[str, float], seconds: float) -> StageResult:
-    """What a trainer of RecBole's own tells."""
+def _single_stage(
+    trainer: RecBoleTrainer, best_valid: Mapping[str, float], seconds: float, scores: Mapping[int, float]
+) -> StageResult:
+    """What a trainer of RecBole's own tells; ``scores`` are those of its validations, by epoch."""
     epochs = len(trainer.train_loss_dict)
     best_epoch = epochs - 1 - trainer.cur_step * trainer.eval_step
-    return StageResult("train", seconds, epochs, best_epoch, dict(best_valid), trainer.saved_model_file)
+    curve = [
+        {"epoch": epoch, "train_loss": float(loss), "valid": float(scores[epoch]) if epoch in scores else None}
+        for epoch, loss in trainer.train_loss_dict.items()
+    ]
+    return StageResult("train", seconds, epochs, best_epoch, dict(best_valid), trainer.saved_model_file, curve)
 
 
 def _peak_memory() -> dict[str, int]:
@@ -325,6 +384,11 @@ def _peak_memory() -> dict[str, int]:
     if torch.cuda.is_available():
         peak["gpu"] = torch.cuda.max_memory_allocated()
     return peak
+
+
+def _largest(peaks: Sequence[Mapping[str, int]]) -> dict[str, int]:
+    """Of several processes, what the one that needed most needed."""
+    return {key: max(peak[key] for peak in peaks) for key in peaks[0]}
 
 
 def _report(

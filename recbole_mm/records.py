@@ -9,16 +9,19 @@ from __future__ import annotations
 import errno
 import hashlib
 import json
+import math
 import os
+import zlib
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import MISSING, Field, asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, NamedTuple
+from zipfile import BadZipFile
 
 import numpy as np
 
 from recbole_mm.data.files import write_atomically
-from recbole_mm.errors import DatasetError
+from recbole_mm.errors import DatasetError, TrainingError
 
 RUNS_FILE = Path("results/runs.jsonl")
 PER_USER = "per_user"  # folder beside the file of runs
@@ -26,9 +29,9 @@ PER_USER = "per_user"  # folder beside the file of runs
 # Settings that do not change what a run computes, or that are kept elsewhere in its record.
 NOT_IDENTITY = frozenset({
     "seed", "knockout", "state", "gpu_id", "use_gpu", "device", "data_path", "show_progress", "checkpoint_dir",
-    "data_fingerprint", "feature_hashes", "feature_encoders", "field_hashes", "log_wandb", "wandb_project", "worker",
-    "dataset", "model", "encoding", "benchmark_filename", "nproc", "world_size", "local_rank", "offset", "ip", "port",
-    "single_spec",
+    "data_fingerprint", "feature_hashes", "feature_encoders", "field_hashes", "inputs", "log_wandb", "wandb_project",
+    "worker", "dataset", "model", "encoding", "benchmark_filename", "nproc", "world_size", "local_rank", "offset", "ip",
+    "port", "single_spec",
 })  # fmt: skip
 
 
@@ -125,10 +128,21 @@ def append(record: RunRecord, path: Path) -> None:
     """Add a record to a file of JSON lines, in one write, so that runs side by side do not mix their lines.
 
     A line that an interrupted write left without an end keeps its own line.
+
+    Raises:
+        TrainingError: a metric, a loss or a setting is not finite.
+        OSError: the line could not be written, or not whole.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    line = (json.dumps(asdict(record), ensure_ascii=False, allow_nan=False) + "\n").encode()
+    try:
+        text = json.dumps(asdict(record), ensure_ascii=False, allow_nan=False)
+    except ValueError as error:
+        raise TrainingError(
+            f"{record.model} on {record.dataset} cannot be recorded: a metric, a loss or a setting is not finite\n"
+            "  a record holds finite numbers; training has probably diverged: try a smaller learning_rate"
+        ) from error
+    line = f"{text}\n".encode(errors="replace")  # a path on the disk may hold half a character
     handle = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o644)
     try:
         size = os.fstat(handle).st_size
@@ -154,41 +168,70 @@ def load(path: Path) -> Records:
         raise DatasetError(
             f"cannot read {path}: {error.strerror}\n  run_recbole_mm writes a line there for every run"
         ) from error
-    known = {f.name for f in fields(RunRecord)}
     records, problems = [], []
     for number, line in enumerate(content.split(b"\n"), start=1):
         if not line.strip():
             continue
         try:
-            values = json.loads(line, parse_constant=_not_finite)
-            record = RunRecord(**{key: value for key, value in values.items() if key in known})
-            _check(record)
-            records.append(record)
-        except (ValueError, TypeError, AttributeError) as error:
+            records.append(_record_of(line))
+        except (ValueError, OverflowError, RecursionError) as error:
             problems.append(f"{path}, line {number} is no record of a run: {error}")
     return Records(records, problems)
+
+
+def _record_of(line: bytes) -> RunRecord:
+    """A record without a later version's fields, and with defaults for those that an earlier one lacks.
+
+    Raises:
+        ValueError: it is none.
+    """
+    values = json.loads(line.decode("utf-8-sig"), parse_constant=_not_finite)
+    if not isinstance(values, dict):
+        raise ValueError(f"found {str(values)[:40]}, expected a mapping")
+    if b"\\ud" in line or b"\\uD" in line:  # half of a character could be read, and never be written again
+        json.dumps(values, ensure_ascii=False).encode()
+    if missing := [f.name for f in fields(RunRecord) if f.name not in values and _is_needed(f)]:
+        raise ValueError(f"{', '.join(missing)} not found")
+    record = RunRecord(**{f.name: values[f.name] for f in fields(RunRecord) if f.name in values})
+    _check(record)
+    return record
+
+
+def _is_needed(each: Field) -> bool:
+    return each.default is MISSING and each.default_factory is MISSING
 
 
 def _not_finite(text: str) -> float:
     raise ValueError(f"{text} is no result")
 
 
+_KINDS = {"str": (str, "text"), "int": (int, "a whole number"), "dict": (dict, "a mapping"), "list": (list, "a list")}
+
+
 def _check(record: RunRecord) -> None:
-    """Types of what views compute with."""
-    if not isinstance(record.seed, int) or isinstance(record.seed, bool):
-        raise ValueError(f"seed is {record.seed!r}, expected a whole number")
+    """Types of all fields, and of the parts that views compute with."""
+    for each in fields(RunRecord):
+        kind, expected = _KINDS[each.type.partition("[")[0]]
+        value = getattr(record, each.name)
+        if not isinstance(value, kind) or isinstance(value, bool):
+            raise ValueError(f"{each.name} is {value!r}, expected {expected}")
     if record.status not in ("done", "failed"):
         raise ValueError(f"status is {record.status!r}, expected done or failed")
-    for name in ("model", "dataset", "data_fingerprint", "run_id", "protocol", "test_fingerprint", "settings_hash"):
-        if not isinstance(getattr(record, name), str):
-            raise ValueError(f"{name} is {getattr(record, name)!r}, expected text")
-    for name in ("settings", "settings_given", "features", "valid", "test", "seconds", "peak_memory", "slices"):
-        if not isinstance(getattr(record, name), dict):
-            raise ValueError(f"{name} is {getattr(record, name)!r}, expected a mapping")
-    for part in (record.valid, record.test):
-        for metric, value in part.items():
-            if not isinstance(value, (int, float)) or isinstance(value, bool):
-                raise ValueError(f"{metric} is {value!r}, expected a number")
+    for name, kind, what in (("stages", dict, "mappings"), ("warnings", str, "texts")):
+        values = getattr(record, name)
+        if not all(isinstance(value, kind) for value in values):
+            raise ValueError(f"{name} is {values!r}, expected a list of {what}")
+    for stage in record.stages:
+        curve = stage.get("curve", [])
+        if not isinstance(curve, list) or not all(isinstance(point, dict) for point in curve):
+            raise ValueError(f"the curve of a stage is {curve!r}, expected a list of mappings")
+    if record.knockout is not None and not isinstance(record.knockout, str):
+        raise ValueError(f"knockout is {record.knockout!r}, expected text")
+    if not all(isinstance(digest, str) for digest in record.features.values()):
+        raise ValueError(f"features are {record.features!r}, expected a text each")
+    for metric, value in (*record.valid.items(), *record.test.items()):
+        if not isinstance(value, (int, float)) or isinstance(value, bool) or not math.isfinite(value):
+            raise ValueError(f"{metric} is {value!r}, expected a finite number")
 
 
 # ------------------------------------------------ values of single test rows
@@ -217,7 +260,8 @@ def per_user_file(runs_file: Path, run_id: str) -> Path:
 def write_per_user(path: Path, rows: PerUser) -> None:
     """Write the values of single rows; plain arrays, no pickles."""
     columns = {"user": rows.user.astype(str), "target": rows.target.astype(str), "rank": rows.rank.astype(np.int64)}
-    columns |= {f"metric:{name}": values.astype(np.float64) for name, values in rows.values.items()}
+    columns |= {"metrics": np.array([*rows.values], dtype=str)}  # one array of all: many small ones are slow to read
+    columns |= {"values": np.array([*rows.values.values()], dtype=np.float64).reshape(len(rows.values), len(rows.rank))}
     write_atomically(Path(path), lambda out: np.savez_compressed(out, **columns))
 
 
@@ -229,7 +273,21 @@ def read_per_user(path: Path) -> PerUser:
     """
     try:
         with np.load(path, allow_pickle=False) as file:
-            values = {key.removeprefix("metric:"): file[key] for key in file.files if key.startswith("metric:")}
-            return PerUser(file["user"], file["target"], file["rank"], values)
-    except (OSError, ValueError, KeyError, EOFError) as error:
+            user, target, rank, names, values = (file[key] for key in ("user", "target", "rank", "metrics", "values"))
+        if not user.shape == target.shape == rank.shape == (len(user),) or values.shape != (len(names), len(user)):
+            raise ValueError(f"{values.shape} values of {len(names)} metrics and {user.shape} users")
+        if values.dtype.kind != "f":
+            raise ValueError(f"values are {values.dtype}, expected numbers")
+        return PerUser(user, target, rank, dict(zip(names.tolist(), values, strict=True)))
+    except (
+        OSError,
+        ValueError,
+        KeyError,
+        EOFError,
+        TypeError,
+        AttributeError,
+        RuntimeError,
+        BadZipFile,
+        zlib.error,
+    ) as error:
         raise DatasetError(f"cannot read the values of single users in {path}: {error}; run that run again") from error

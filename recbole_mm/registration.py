@@ -32,18 +32,25 @@ def default_files(model_class: type) -> list[Path]:
 
 
 def dataset_settings(dataset: str, model_class: type) -> dict[str, Any]:
-    """What a dataset changes: plain keys for every model, those below ``<Model>:`` for that one.
+    """What a dataset changes; how it is prepared, ``recipe:``, is no setting of a run."""
+    general, own = parts_of({key: value for key, value in _dataset_file(dataset).items() if key != RECIPE}, model_class)
+    return general | own
 
-    They hold for models that derive from it as well, unless these have a section of their own. How the dataset is
-    prepared, ``recipe:``, is no setting of a run.
+
+def parts_of(content: dict[str, Any], model_class: type) -> tuple[dict[str, Any], dict[str, Any]]:
+    """A file of settings as plain keys, for every model, and those below ``<Model>:``, for that one.
+
+    The latter hold for models that derive from it as well, unless these have a section of their own.
     """
-    settings = {key: value for key, value in _dataset_file(dataset).items() if key != RECIPE}
-    models = {key: value for key, value in settings.items() if key[0].isupper() and isinstance(value, dict)}
-    general = {key: value for key, value in settings.items() if key not in models}
-    for cls in model_class.__mro__:
-        if cls.__name__ in models:
-            return general | models[cls.__name__]
-    return general
+    models = {key: value for key, value in content.items() if is_section(key, value)}
+    general = {key: value for key, value in content.items() if key not in models}
+    own = next((models[cls.__name__] for cls in model_class.__mro__ if cls.__name__ in models), {})
+    return general, own
+
+
+def is_section(key: str, value: Any) -> bool:
+    """Whether a line of a file of settings is a model's section, and no setting such as MAX_ITEM_LIST_LENGTH."""
+    return key[:1].isupper() and "_" not in key and isinstance(value, dict)
 
 
 def has_recipe(dataset: str) -> bool:
@@ -74,6 +81,17 @@ class _ModelFinder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
         module.__spec__ = self._own_spec  # the import system has just put the alias there
 
 
+def _answer(package: ModuleType, suffix: str, module: str, attribute: str) -> None:
+    """Let ``package.<Model><suffix>`` be our class; imported when asked for, since our modules import that package."""
+
+    def find(name: str):
+        if name.endswith(suffix) and name.removesuffix(suffix) in model_names():
+            return getattr(importlib.import_module(module), attribute)
+        raise AttributeError(f"module {package.__name__!r} has no attribute {name!r}")
+
+    package.__getattr__ = find
+
+
 @around("recbole.data.dataset")
 def datasets():
     module = yield
@@ -84,17 +102,6 @@ def datasets():
 def trainers():
     module = yield
     _answer(module, "Trainer", "recbole_mm.trainer", "Trainer")
-
-
-def _answer(package: ModuleType, suffix: str, module: str, attribute: str) -> None:
-    """Let ``package.<Model><suffix>`` be our class; imported when asked for, since our modules import that package."""
-
-    def find(name: str):
-        if name.endswith(suffix) and name.removesuffix(suffix) in model_names():
-            return getattr(importlib.import_module(module), attribute)
-        raise AttributeError(f"module {package.__name__!r} has no attribute {name!r}")
-
-    package.__getattr__ = find
 
 
 @around("recbole.config.configurator")

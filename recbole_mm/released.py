@@ -19,13 +19,14 @@ import torch
 from torch import Tensor
 
 from recbole_mm import checkpoint
-from recbole_mm.config import Config, parse_arguments, read_settings
+from recbole_mm.config import Config
 from recbole_mm.data.dataset import MultimodalDataset
 from recbole_mm.data.files import read_table
 from recbole_mm.data.layout import PADDING_TOKEN, RELEASED_COMMAND
 from recbole_mm.errors import CheckpointError, DatasetError, RecBoleMMError, SettingError
 from recbole_mm.model import find_model, model_names
 from recbole_mm.released_weights import Order, Report, import_released
+from recbole_mm.settings import parse_arguments, read_settings
 
 REMEDY = (
     "  RecBole pickles its Config into its checkpoints, which could run code when loaded\n"
@@ -125,8 +126,8 @@ def import_checkpoint(
     """
     model_class = find_model(model)
     if not hasattr(model_class, "released_names"):
-        able = [name for name in model_names() if name.endswith("Released")]
-        raise SettingError(f"{model_class.__name__} reads no released checkpoint; {' and '.join(able)} can")
+        able = [name for name in model_names() if hasattr(find_model(name), "released_names")]
+        raise SettingError(f"{model_class.__name__} reads no released checkpoint; {', '.join(able)} can")
     state = read_state(file)
     tokens = read_tokens(items) if items else None
     settings = dict(settings or {})
@@ -154,7 +155,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         prog="python -m recbole_mm.released", allow_abbrev=False,
         description="Make a checkpoint of ours from a released one; further --key=value are settings of the model.",
     )  # fmt: skip
-    parser.add_argument("--model", required=True, help="such as MSM4SRReleased")
+    parser.add_argument("--model", required=True, help="such as MSM4SRReleased or UniSRec")
     parser.add_argument("--dataset", required=True, help="a folder below dataset/, or a path")
     parser.add_argument("--checkpoint", required=True, metavar="FILE", help="tensors by name, saved by torch.save")
     parser.add_argument("--out", required=True, metavar="FILE", help="where to save, such as saved/released.pth")

@@ -11,7 +11,7 @@ import os
 import random
 import secrets
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +20,13 @@ import torch
 from recbole.trainer import Trainer as RecBoleTrainer
 from recbole.utils import init_seed
 
-from recbole_mm import checkpoint
+from recbole_mm import checkpoint, distributed
 from recbole_mm.config import stage_config
 from recbole_mm.errors import CheckpointError, TrainingError
+from recbole_mm.evaluation import FullRanking
+from recbole_mm.shared_training import SharedTraining, mean_of_losses, seed_of
+
+IN_BATCH_LOSSES = {"FEARec"}  # RecBole's; of ours, those that pre-train
 
 
 @dataclass
@@ -36,6 +40,8 @@ class StageResult:
         best_epoch: the one with the best validation score, from 0.
         valid: validation metrics of that epoch.
         checkpoint: file with the weights of that epoch.
+        curve: of every epoch: epoch, train_loss (summed over its batches, as the log shows it) and valid, the score
+            that selects, or None where there was no validation.
     """
 
     stage: str
@@ -44,9 +50,10 @@ class StageResult:
     best_epoch: int
     valid: dict[str, float]
     checkpoint: str
+    curve: list[dict[str, Any]] = field(default_factory=list)
 
 
-class Trainer(RecBoleTrainer):
+class Trainer(FullRanking, RecBoleTrainer):
     """Trains one model, in one stage or two.
 
     Differs from RecBole's trainer in this:
@@ -54,7 +61,8 @@ class Trainer(RecBoleTrainer):
       with ``pretrained_path``, it takes them from that checkpoint;
     - besides the best checkpoint it keeps the last state, ``…-last.pth``, from which `resume_checkpoint` continues to
       the same weights (on a CPU) as if nothing had happened;
-    - scores that are not finite stop the evaluation: ranked, they would pass for a result.
+    - validation and test rank by counting, see `FullRanking`;
+    - several processes share the training, see `recbole_mm.shared_training`.
     """
 
     last_saved: Path | None = None  # the last state that any trainer of this process has saved
@@ -63,11 +71,14 @@ class Trainer(RecBoleTrainer):
         self.run_config = config  # of the whole run, where this is one stage of two
         self.stage = _stage_of(config, model)
         super().__init__(stage_config(config, "pretrain") if self.stage == "pretrain" else config, model)
-        stamp = f"{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}-{secrets.token_hex(2)}"
+        stamp = distributed.from_first(f"{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}-{secrets.token_hex(2)}")
         stem = f"{config['model']}-{config['dataset']}-{self.stage}-{stamp}"
         self.saved_model_file = str(Path(self.checkpoint_dir) / f"{stem}.pth")
         self.stages: list[StageResult] = []
         self.best_epoch = -1
+        self.curve: list[dict[str, Any]] = []
+        self.warnings: list[str] = []  # what a reader of the result must know
+        self._shared: SharedTraining | None = None  # with several processes
         self._epochs_run = 0
         self._seconds_before = 0.0
         self._resumed: dict[str, Any] | None = None  # state of a pre-training that is to be continued
@@ -88,9 +99,11 @@ class Trainer(RecBoleTrainer):
         if self.cur_step > self.stopping_step or self.start_epoch >= self.epochs:
             self.logger.info(f"{self.stage}: nothing to do, training had ended at epoch {self.start_epoch - 1}")
             self.start_epoch = self.epochs
+        self._share(train_data)
         started = time.perf_counter()
 
         def after_epoch(epoch: int, score: float) -> None:
+            self.curve[-1]["valid"] = float(score)
             if saved:
                 self._save_last(epoch, train_data, seconds=self._seconds_before + time.perf_counter() - started)
             if callback_fn:
@@ -100,8 +113,26 @@ class Trainer(RecBoleTrainer):
         seconds = self._seconds_before + time.perf_counter() - started
         valid = {key: float(value) for key, value in (self.best_valid_result or {}).items()}
         epochs = self._epochs_run or self.epochs
-        self.stages.append(StageResult(self.stage, seconds, epochs, self.best_epoch, valid, self.saved_model_file))
+        self.stages.append(
+            StageResult(self.stage, seconds, epochs, self.best_epoch, valid, self.saved_model_file, self.curve)
+        )
         return best
+
+    def _share(self, train_data) -> None:
+        """Train with the other processes of the group, if there are any."""
+        if distributed.n_processes() == 1:
+            return
+        if self._epochs_run == 0 and not distributed.is_first():  # the first one goes on as it would alone
+            init_seed(seed_of(self.config["seed"]), self.config["reproducibility"])
+        self._shared = SharedTraining(self.model, self.optimizer, train_data, self.device)
+        name, n_processes = self.config["model"], distributed.n_processes()
+        if self.stage == "pretrain" or name in IN_BATCH_LOSSES:
+            warning = (
+                f"{self.stage} of {name} on {n_processes} processes: where its loss takes the other rows of a batch "
+                f"for negatives, it sees those of its own process, one in {n_processes} of train_batch_size"
+            )
+            self.logger.warning(warning)
+            self.warnings.append(warning)
 
     def _pretrain(self, train_data, valid_data, *, verbose: bool, saved: bool, show_progress: bool) -> None:
         """Pre-train another model of this class on the same data, exactly as ``train_stage: pretrain`` would."""
@@ -120,6 +151,7 @@ class Trainer(RecBoleTrainer):
         self.logger.info(f"pre-training {config['model']}: at most {config['epochs']} epochs")
         trainer.fit(train_data, valid_data, verbose=verbose, show_progress=show_progress)
         self.stages += trainer.stages
+        self.warnings += trainer.warnings
         _set_random_state(random_state, train_data)  # fine-tuning runs as it would on its own
         self._start_from(trainer.saved_model_file)
 
@@ -137,9 +169,21 @@ class Trainer(RecBoleTrainer):
             self.logger.warning(f"fine-tuning {self.config['model']} from scratch: no pretrained_path is set")
 
     def _train_epoch(self, train_data, epoch_idx, loss_func=None, show_progress=False):
-        losses = super()._train_epoch(train_data, epoch_idx, loss_func, show_progress)
+        if self._shared is None:
+            losses = super()._train_epoch(train_data, epoch_idx, loss_func, show_progress)
+        else:
+            self._shared.begin_epoch()
+            losses = super()._train_epoch(train_data, epoch_idx, self._shared.loss, show_progress)
+            self._shared.end_epoch()
+            losses = mean_of_losses(losses)
         self._epochs_run = epoch_idx + 1
+        loss = float(sum(losses) if isinstance(losses, tuple) else losses)
+        self.curve.append({"epoch": epoch_idx, "train_loss": loss, "valid": None})
         return losses
+
+    def _valid_epoch(self, valid_data, show_progress=False):
+        # Early stopping must not differ by a last digit.
+        return distributed.from_first(super()._valid_epoch(valid_data, show_progress=show_progress))
 
     def _check_nan(self, loss) -> None:
         if not torch.isfinite(loss):
@@ -149,35 +193,24 @@ class Trainer(RecBoleTrainer):
                 + (f"; the best weights so far are in {self.saved_model_file}" if self.best_epoch >= 0 else "")
             )
 
-    def _full_sort_batch_eval(self, batched_data):
-        interaction, scores, *positives = super()._full_sort_batch_eval(batched_data)
-        if not torch.isfinite(scores[:, 1:]).all():
-            rows = (~torch.isfinite(scores[:, 1:]).all(dim=1)).sum()
-            raise TrainingError(
-                f"{self.config['model']} gave scores that are not finite for {rows} of {len(scores)} users\n"
-                "  they cannot be ranked; training has probably diverged: try a smaller learning_rate"
-            )
-        return interaction, scores, *positives
-
-    def _neg_sample_batch_eval(self, batched_data):
-        interaction, scores, *positives = super()._neg_sample_batch_eval(batched_data)
-        if torch.isnan(scores).any():  # items that are no candidates have -inf
-            raise TrainingError(f"{self.config['model']} gave scores of NaN, which cannot be ranked; it has diverged")
-        return interaction, scores, *positives
-
     # ------------------------------------------------ checkpoints
 
     def _save_checkpoint(self, epoch, verbose=True, **kwargs):
         if epoch < 0:  # RecBole, when there is no epoch to train: the best weights are there already
             return
         self.best_epoch = epoch
-        super()._save_checkpoint(epoch, verbose=verbose, **kwargs)
+        if distributed.is_first():
+            super()._save_checkpoint(epoch, verbose=verbose, **kwargs)
+        distributed.require_file(self.saved_model_file)
 
     def _last_file(self) -> Path:
         path = Path(self.saved_model_file)
         return path.with_name(f"{path.stem}-last.pth")
 
     def _save_last(self, epoch: int, train_data, *, seconds: float) -> None:
+        random_state, *others = distributed.gathered(_random_state(train_data))
+        if not distributed.is_first():
+            return
         state = {
             "config": checkpoint.plain(self.run_config.final_config_dict),
             "given": checkpoint.plain(self.run_config.external_config_dict),
@@ -189,14 +222,17 @@ class Trainer(RecBoleTrainer):
             "best_epoch": self.best_epoch,
             "best_file": self.saved_model_file,
             "seconds": seconds,
+            "curve": self.curve,
             "earlier_stages": [asdict(stage) for stage in self.stages],
-            "random_state": _random_state(train_data),
+            "random_state": random_state,
+            "random_states_of_others": others,
             "state_dict": self.model.state_dict(),
             "other_parameter": self.model.other_parameter(),
             "optimizer": self.optimizer.state_dict(),
         }
         checkpoint.save(self._last_file(), state)
         Trainer.last_saved = self._last_file()
+        distributed.note(last_saved=Trainer.last_saved)
 
     def resume_checkpoint(self, resume_file, train_data=None) -> None:
         """Continue from a ``…-last.pth`` file in the following `fit`.
@@ -225,12 +261,14 @@ class Trainer(RecBoleTrainer):
         self.best_epoch = state["best_epoch"]
         self.saved_model_file = state["best_file"]
         self._seconds_before = state["seconds"]
+        self.curve = state.get("curve", [])
         self.stages = [StageResult(**stage) for stage in state["earlier_stages"]]
         if not Path(self.saved_model_file).is_file():
             raise CheckpointError(
                 f"the best checkpoint {self.saved_model_file} is gone; it belongs to the training to resume"
             )
-        _set_random_state(state["random_state"], train_data)
+        random_states = [state["random_state"], *state.get("random_states_of_others", [])]
+        _set_random_state(random_states[distributed.rank()], train_data)
         self.logger.info(f"{self.stage}: resuming after epoch {state['epoch']}")
 
 

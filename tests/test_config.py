@@ -9,9 +9,10 @@ from pathlib import Path
 import pytest
 
 from recbole_mm import registration
-from recbole_mm.config import Config, datasets_in, parse_value, read_settings, stage_config
+from recbole_mm.config import Config, datasets_in, stage_config
 from recbole_mm.errors import DatasetError, SettingError
 from recbole_mm.paths import properties_dir
+from recbole_mm.settings import parse_value, read_settings
 
 
 def config(folder: Path, model: str = "MSM4SR", **settings):

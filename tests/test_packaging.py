@@ -1,4 +1,4 @@
-"""Wheel, wheel from sdist, editable install and checkout: all find properties/."""
+"""Wheel, wheel from sdist, editable install and checkout: all find properties/ and the templates of the page."""
 
 from __future__ import annotations
 
@@ -13,10 +13,17 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 FIND = """
 from recbole_mm.paths import properties_dir
 from recbole_mm.model import model_names
+from recbole_mm.leaderboard.page import TEMPLATES
 from dataset_prep.recipes import recipe_names
 print(properties_dir(), model_names(), recipe_names(), (properties_dir() / "download" / "amazon.yaml").is_file())
+print(sorted(file.name for file in TEMPLATES.iterdir()))
 """
-FOUND = ("MSM4SR", "'Office'", " True")
+FOUND = (
+    "MSM4SR",
+    "'Office'",
+    " True",
+    "['details.js', 'page.css', 'page.html', 'page.js', 'plots.js', 'table.js', 'text.js', 'view.js']",
+)
 
 # An editable install is found through a finder of its own, here before a package installed in the test's environment.
 FIRST = """

@@ -11,9 +11,9 @@ import recbole
 import yaml
 from recbole.utils import training_arguments
 
-from recbole_mm.config import read_settings
 from recbole_mm.model import find_model, lineage, model_names
 from recbole_mm.paths import properties_dir
+from recbole_mm.settings import read_settings
 
 PACKAGE = Path(__file__).resolve().parents[1] / "recbole_mm"
 STOCK = {

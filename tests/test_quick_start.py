@@ -11,10 +11,10 @@ from conftest import TINY, _known, write_planted
 
 import run_recbole_mm
 from recbole_mm import records
-from recbole_mm.config import parse_arguments
 from recbole_mm.errors import CheckpointError, DatasetError, SettingError, TrainingError, UnsafeFileError
 from recbole_mm.model import recbole_model_names
 from recbole_mm.quick_start import run
+from recbole_mm.settings import parse_arguments
 
 
 def test_a_run_leaves_a_record(planted):
@@ -114,9 +114,9 @@ def test_every_model_sees_the_same_interactions_ids_and_candidates(built, plante
 def test_cut_offs_beyond_the_catalogue_are_dropped_with_a_notice(planted, caplog):
     with caplog.at_level("WARNING"):
         record = run("SASRec", "planted", settings={**TINY, "topk": [5, 10, 50], "epochs": 1})
-    assert "topk [5, 10, 50] becomes [5, 10]: the dataset has 30 items only" in caplog.text
+    assert "topk [5, 10, 50] becomes [5, 10]: only 30 items are ranked" in caplog.text
     assert "recall@50" not in record.test
-    with pytest.raises(SettingError, match="valid_metric Recall@50.*30 items only"):
+    with pytest.raises(SettingError, match="valid_metric Recall@50.*only 30 items are ranked"):
         run("SASRec", "planted", settings={**TINY, "topk": [50], "valid_metric": "Recall@50"})
 
 
@@ -175,7 +175,7 @@ def test_config_files_are_read_in_order(planted):
         (["--model=SASRec", "--dataset=planted", "--valid_metric=MRR"], 2, "must be one of the metrics"),
         (["--model=SASRec", "--dataset=planted", "--seed=-1"], 2, "seed must be at least 0"),
         (["--model=SASRec", "--dataset=planted", "--epochs=None"], 2, "epochs must be int such as 300, found None"),
-        (["--model=SASRec", "--dataset=planted", "--nproc=2"], 2, "unknown setting 'nproc'"),
+        (["--model=SASRec", "--dataset=planted", "--world_size=2"], 2, "unknown setting 'world_size'"),
         (
             ["--model=SASRec", "--dataset=planted", "--eval_args={splitt: 1}"],
             2,

@@ -73,6 +73,17 @@ def test_names_of_recbole_s_own_stay_as_they_are():
         _ = recbole.data.dataset.SASRecDataset
 
 
+def test_recbole_may_be_imported_first():
+    script = """
+import json
+import recbole.config, recbole.data.dataset, recbole.trainer
+import recbole_mm
+found = recbole.trainer.MSM4SRTrainer, recbole.data.dataset.MSM4SRDataset
+print(json.dumps([kind.__module__ for kind in found]))
+"""
+    assert stock(script, {}) == ["recbole_mm.trainer", "recbole_mm.data.dataset"]
+
+
 def test_a_dataset_s_settings_of_a_model_hold_for_those_derived_from_it(tmp_path, monkeypatch):
     from recbole_mm import registration
     from recbole_mm.model import find_model

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import TINY, write_planted
+from recbole.trainer import Trainer as RecBoleTrainer
 
 from recbole_mm import checkpoint
 from recbole_mm.errors import CheckpointError, TrainingError
@@ -152,6 +153,7 @@ def test_recbole_s_models_resume_too(planted):
     short = run("SASRec", "planted", settings={**settings, "epochs": 2})
     resumed = run(resume=short.checkpoint.replace(".pth", "-last.pth"), settings={"epochs": 4})
     assert resumed.test == whole.test and resumed.stages[-1]["epochs"] == 4
+    assert resumed.stages[-1]["curve"] == whole.stages[-1]["curve"]
     again = run(resume=resumed.checkpoint.replace(".pth", "-last.pth"))  # nothing left to do
     assert again.test == whole.test
 
@@ -173,6 +175,27 @@ def test_resuming_refuses_other_settings_other_data_and_the_best_checkpoint(plan
         run(resume=last)
 
 
+def test_a_run_resumes_under_its_protocol_and_refuses_another_one(planted):
+    from recbole_mm import checkpoint
+    from recbole_mm.errors import SettingError
+
+    settings = {**TINY, "protocol": "time", "time_shares": [0.6, 0.2, 0.2]}
+    whole = run("SASRec", "planted", settings=settings)
+    short = run("SASRec", "planted", settings={**settings, "epochs": 1})
+    last = Path(short.checkpoint.replace(".pth", "-last.pth"))
+    with pytest.raises(SettingError, match="protocol is 'new-sessions', was 'time'"):
+        run(resume=last, settings={"protocol": "new-sessions"})
+    old = checkpoint.load(last)  # as one of a version without protocols
+    for key in ("protocol", "time_shares", "nproc"):
+        del old["config"][key]
+        old["given"].pop(key, None)
+    checkpoint.save(Path("old-last.pth"), old)
+    with pytest.raises(SettingError, match="nproc is 2, was not there, protocol is 'time', was not there"):
+        run(resume="old-last.pth", settings={"protocol": "time", "nproc": 2})
+    resumed = run(resume=last, settings={"epochs": 2})
+    assert (resumed.test, resumed.protocol, resumed.test_fingerprint) == (whole.test, "time", whole.test_fingerprint)
+
+
 def test_resuming_refuses_other_features(planted):
     from recbole_mm.data.layout import read_feature, write_feature
     from recbole_mm.errors import DatasetError
@@ -187,7 +210,7 @@ def test_resuming_refuses_other_features(planted):
 def test_scores_that_are_not_finite_are_no_result(built, planted, monkeypatch):
     config, _, train, valid, _, model = built("SASRec", planted)
     monkeypatch.setattr(model, "full_sort_predict", lambda batch: torch.full((len(batch), model.n_items), np.nan))
-    with pytest.raises(TrainingError, match="scores that are not finite for 60 of 60 users"):
+    with pytest.raises(TrainingError, match="scores that are not finite, in 60 of 60 rows of a batch"):
         Trainer(config, model).evaluate(valid, load_best_model=False)
 
 
@@ -208,6 +231,9 @@ def test_early_stopping_keeps_the_best_epoch_of_validation(built, planted, monke
     trainer.fit(train, valid, verbose=False)
     (stage,) = trainer.stages
     assert (stage.epochs, stage.best_epoch, stage.valid) == (4, 1, {"recall@10": 0.3})
+    assert [point["epoch"] for point in stage.curve] == [0, 1, 2, 3]
+    assert [point["valid"] for point in stage.curve] == [0.1, 0.3, 0.2, 0.2]
+    assert stage.curve[-1]["train_loss"] == trainer.train_loss_dict[3]
 
 
 def test_a_checkpoint_made_with_other_settings_or_encoders_is_refused(planted):
@@ -254,15 +280,16 @@ def test_half_a_last_state_is_refused(planted, tmp_path):
         run(resume="half-last.pth")
 
 
-def test_sampled_scores_of_nan_are_no_result(built, planted, monkeypatch):
-    config, _, _, valid, _, model = built("SASRec", planted, eval_args={"mode": "uni10"})
-    monkeypatch.setattr(model, "predict", lambda batch: torch.full((len(batch),), np.nan))
-    with pytest.raises(TrainingError, match="gave scores of NaN"):
-        Trainer(config, model).evaluate(valid, load_best_model=False)
-
-
 def test_epochs_are_counted_also_without_validation_after_each(built, planted):
     config, _, train, valid, _, model = built("SASRec", planted, epochs=3, eval_step=2)
     trainer = Trainer(config, model)
     trainer.fit(train, valid, verbose=False)
     assert trainer.stages[0].epochs == 3
+    assert [point["valid"] is None for point in trainer.stages[0].curve] == [True, False, True]
+
+
+def test_a_trainer_of_recbole_s_own_tells_its_curve_too(planted, monkeypatch):
+    ours = run("SASRec", "planted", settings=TINY)
+    monkeypatch.setattr("recbole_mm.quick_start._trainer_class", lambda config: RecBoleTrainer)
+    theirs = run("SASRec", "planted", settings=TINY)
+    assert theirs.stages[-1]["curve"] == ours.stages[-1]["curve"] and len(ours.stages[-1]["curve"]) == 2

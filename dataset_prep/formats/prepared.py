@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from pandas import DataFrame
 
 MISSING = ("zero", "mean")
+OWNERS = ("user_id", "session_id")  # columns that say whose interactions these are, the first one there is taken
 TEXT_COLUMNS = ("title", "categories", "brand")  # UniSRec's title, category and brand
 
 
@@ -107,7 +108,7 @@ def read_prepared(folder: Path, *, user: str | None = None) -> Prepared:
 
 
 def _owner(frame: DataFrame, path: Path, user: str | None) -> str:
-    for name in (user,) if user else ("user_id", "session_id"):
+    for name in (user,) if user else OWNERS:
         if name in frame:
             return name
     raise DatasetError(

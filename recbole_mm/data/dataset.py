@@ -2,72 +2,40 @@
 
 from __future__ import annotations
 
-import hashlib
-import math
-import re
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
+import pandas as pd
 import torch
-import torch.nn.functional as F
 from recbole.data.dataset import SequentialDataset
 from recbole.data.interaction import Interaction
 from torch import Tensor
 
-from recbole_mm.data.files import read_header, read_table
-from recbole_mm.data.knockout import KnockOuts
-from recbole_mm.data.layout import PADDING_TOKEN, Manifest, interaction_files, read_feature
+from recbole_mm.data.files import read_header
+from recbole_mm.data.items import ItemContent
+from recbole_mm.data.layout import PADDING_TOKEN, SPLITS, interaction_files
+from recbole_mm.data.protocols import (
+    COLD_ITEMS,
+    NEW_SESSIONS,
+    Part,
+    ProtocolSettings,
+    check_new_sessions,
+    draw_cold,
+    parts_of,
+)
 from recbole_mm.data.reading import SafeReading
-from recbole_mm.errors import DatasetError, SettingError, nearest
-from recbole_mm.ragged import segments_of
-
-PREPARED_COLUMNS = ("price_level", "category")  # made by python -m dataset_prep prices
+from recbole_mm.errors import DatasetError, SettingError
 
 
-class ItemVectors(NamedTuple):
-    """All vectors of one feature, item by item, without copying or padding them.
-
-    Attributes:
-        rows: [S, F] float32 in the order of the file; on a CPU the mapped file itself. A knock-out may bring others.
-        starts: [N] long, where the rows of an item id begin.
-        counts: [N] long, how many it has; 0 for padding and for items without content.
-        fallback: [F], what stands in for an item without rows: zeros, or the mean of all rows.
-    """
-
-    rows: Tensor
-    starts: Tensor
-    counts: Tensor
-    fallback: Tensor
-
-    def padded(self) -> tuple[Tensor, Tensor]:
-        """[N, T, F] with zeros behind each item's rows, and valid [N, T] bool; T is the largest count. Copies."""
-        position = torch.arange(int(self.counts.max()), device=self.counts.device)
-        valid = position < self.counts.unsqueeze(1)  # [N, T]
-        index = (self.starts.unsqueeze(1) + position).where(valid, 0)  # [N, T]
-        return self.rows[index] * valid.unsqueeze(-1), valid
-
-
-class ItemField(NamedTuple):
-    """One column of the item file, item by item.
-
-    Attributes:
-        values: [N] long, the number of each item's value; 0 for padding and where no value is known.
-        tokens: the values by number: numbers by size, before texts in natural order; tokens[0] is "", not known.
-    """
-
-    values: Tensor
-    tokens: list[str]
-
-
-class MultimodalDataset(SafeReading, SequentialDataset):
+class MultimodalDataset(ItemContent, SafeReading, SequentialDataset):
     """A dataset folder, and the features and columns of its items by item id.
 
     Differs from RecBole's ``SequentialDataset`` in this:
     - histories are ordered by exact time, then by line of the file; RecBole compares float32, in steps of 128 s;
     - item ids depend on the interactions alone: reading ``.item`` neither adds candidates nor drops interactions;
     - a history is cut to its newest items, or refused if the folder was split beforehand, never cut to its oldest;
-    - prefixes are made by array arithmetic: O(rows x L) time and memory, no loop.
+    - prefixes are made by array arithmetic: O(rows x L) time and memory, no loop;
+    - the setting ``protocol`` parts one file of interactions by exact time, by new sessions or by cold items.
 
     Ids follow RecBole: items are 1..N-1 and 0 is padding.
 
@@ -78,169 +46,43 @@ class MultimodalDataset(SafeReading, SequentialDataset):
 
     def __init__(self, config) -> None:
         self.folder = Path(config["data_path"])
-        self.manifest = Manifest.load(self.folder)
-        self.missing_features = config["missing_features"] or "error"
-        self.knockouts = KnockOuts(config["knockout"], seed=config["knockout_seed"], settings=config.final_config_dict)
-        # Filled when asked for. The parts that RecBole splits this into share them.
-        self._vectors: dict[str, ItemVectors] = {}
-        self._fields: dict[str, ItemField] = {}
-        self._field_hashes: dict[str, str] = {}
+        self._prepare_content(config)
+        self.protocol = None if config["benchmark_filename"] else ProtocolSettings.of(config)  # None: RecBole parts it
+        self._seen: Tensor | None = None
         super().__init__(config)
+        self._cold = self._draw_cold() if self.protocol and self.protocol.protocol == COLD_ITEMS else None
 
-    # ------------------------------------------------ features
+    # ------------------------------------------------ the protocol
 
-    def feature_names(self) -> list[str]:
-        """Features that the folder has."""
-        return sorted(self.manifest.features)
+    def candidates(self) -> Tensor | None:
+        """[N] bool, True for the items that validation and test rank; None for all of them."""
+        if self._cold is None or self.protocol.candidates == "all":
+            return None
+        return torch.from_numpy(self._cold > 0)
 
-    def used_features(self) -> list[str]:
-        """Features that a model has asked for."""
-        return sorted(self._vectors)
+    def n_candidates(self) -> int:
+        """How many items validation and test rank."""
+        candidates = self.candidates()
+        return self.item_num - 1 if candidates is None else int(candidates.sum())
 
-    def feature_hash(self, name: str) -> str:
-        """sha256 of a feature's array."""
-        return self.manifest.files[self.manifest.features[name].file].sha256
+    def seen_in_training(self) -> Tensor | None:
+        """[N] bool, True for items that some training row holds; False for padding; None before `build`."""
+        return self._seen
 
-    def encoder_of(self, name: str) -> str:
-        """What made a feature: the encoder, and its model and weights if it has some; what a knock-out put there."""
-        info, knockout = self.manifest.features[name], self.knockouts.of_feature(name)
-        weights = [digest[:12] for _, digest in sorted(info.settings.get("weights_sha256", {}).items())]
-        replaced = f"{knockout.kind} instead of " if knockout else ""
-        return replaced + " ".join([info.encoder, *filter(None, [info.settings.get("model")]), *weights])
-
-    def vectors(self, name: str) -> ItemVectors:
-        """All vectors of a feature, aligned with item ids by item token; opened once.
-
-        O(S F) time to look for values that are not finite, O(N) memory beyond the mapped file.
-
-        Raises:
-            DatasetError: no such feature, a broken one, or one that lacks items under ``missing_features: error``.
-        """
-        if name not in self._vectors:
-            self._vectors[name] = self._align(name)
-        return self._vectors[name]
-
-    def feature(self, name: str) -> Tensor:
-        """One vector per item, [N, F]: the item's vector, or the mean of its vectors. Padding is zero."""
-        rows, starts, counts, fallback = self.vectors(name)
-        row_ids, _, offsets = segments_of(starts, counts)
-        # A bag of embeddings: the mean of an item's rows without a copy of all rows.
-        mean = F.embedding_bag(row_ids, rows, offsets, mode="mean")  # [N, F]
-        mean[1:][counts[1:] == 0] = fallback
-        return mean
-
-    def has_content(self, name: str) -> Tensor:
-        """[N] bool, True where an item has a vector of its own."""
-        return self.vectors(name).counts > 0
-
-    def _align(self, name: str) -> ItemVectors:
-        feature = read_feature(self.folder, name, manifest=self.manifest)
-        tokens = self.field2id_token[self.iid_field]  # [N], padding first
-        entry_of = {token: entry for entry, token in enumerate(feature.tokens)}
-        entries = np.array([-1, *(entry_of.get(str(token), -1) for token in tokens[1:])])  # [N]
-        first = np.concatenate([[0], np.cumsum(feature.counts)])[:-1]
-        starts = torch.from_numpy(np.where(entries < 0, 0, first[entries]))
-        counts = torch.from_numpy(np.where(entries < 0, 0, feature.counts[entries]))
-
-        missing = np.flatnonzero(counts[1:].numpy() == 0) + 1
-        self._report_coverage(name, feature, missing, n_known=int((entries >= 0).sum()))
-        rows = torch.from_numpy(feature.rows if feature.rows.dtype == np.float32 else feature.rows.astype(np.float32))
-        fallback = torch.zeros(rows.shape[1])
-        if self.missing_features == "mean":
-            row_ids, _, _ = segments_of(starts, counts)
-            fallback = F.embedding_bag(row_ids, rows, torch.zeros(1, dtype=torch.long), mode="mean")[0]
-        if knockout := self.knockouts.of_feature(name):
-            why = f"made from {knockout.name} and replaced like it" if knockout.derived else "replaced"
-            self._report_knockout(f"feature {name!r}", why, knockout.kind)
-        elif source := self.knockouts.leaking(name):
-            self.logger.warning(
-                f"knock-out: feature {name!r} is not made from {source} and stays, but other items' {source} may show "
-                f"in it; to replace it too, add {name}:{self.knockouts.kinds[source]}"
-            )
-        replaced = self.knockouts.replace_rows(name, rows, starts, counts)
-        return ItemVectors(*replaced, fallback)
-
-    def _report_knockout(self, what: str, why: str, kind: str) -> None:
-        self.logger.warning(f"knock-out: {what} is {why} by {kind} (knockout_seed {self.knockouts.seed})")
-
-    def _report_coverage(self, name: str, feature, missing: np.ndarray, *, n_known: int) -> None:
-        tokens, n_items = self.field2id_token[self.iid_field], self.item_num - 1
-        if len(missing) and self.missing_features == "error":
-            examples = ", ".join(repr(str(tokens[i])) for i in missing[:3])
-            raise DatasetError(
-                f"feature {name!r} of {self.dataset_name} lacks {len(missing)} of {n_items} items, such as {examples}\n"
-                "  run with --missing_features=zero or --missing_features=mean, or complete the feature with:\n"
-                f"    python -m dataset_prep features --dataset {self.folder} --feature {name}"
-            )
-        n_covered, encoder = n_items - len(missing), self.manifest.features[name].encoder
-        stand_in = f", the others get {self.missing_features}" if len(missing) else ""
-        self.logger.info(
-            f"feature {name!r}: {n_covered} of {n_items} items ({100 * n_covered / n_items:.1f} %){stand_in}; "
-            f"{len(feature.rows)} vectors of width {feature.rows.shape[1]}, encoder {encoder}"
+    def _draw_cold(self) -> np.ndarray:
+        """[N] int64: 0 for items of training, 1 and 2 for those that validation and test ask for."""
+        settings, time = self.protocol, self.inter_feat[self.time_field].to_numpy()
+        first_time = np.full(self.item_num, np.inf)
+        np.minimum.at(first_time, self.inter_feat[self.iid_field].to_numpy(), time)
+        tokens = [str(token) for token in self.field2id_token[self.iid_field][1:]]
+        drawn = draw_cold(
+            tokens,
+            first_time[1:],
+            share=settings.cold_share,
+            choice=settings.cold_choice,
+            seed=settings.cold_seed,
         )
-        if extra := len(feature.tokens) - n_known:
-            self.logger.info(f"feature {name!r}: {extra} items without interactions are not used")
-
-    # ------------------------------------------------ item columns
-
-    def item_columns(self) -> list[str]:
-        """Columns of the item file, without that of the item ids; empty if there is no file."""
-        path = self._item_file()
-        return [column for column in read_header(path) if column != self.iid_field] if path.is_file() else []
-
-    def used_fields(self) -> list[str]:
-        """Columns that a model has asked for and that hold something."""
-        return sorted(name for name, field in self._fields.items() if len(field.tokens) > 1)
-
-    def field_hash(self, name: str) -> str:
-        """sha256 of what the items of this dataset have in a column that a model has asked for."""
-        return self._field_hashes[name]
-
-    def item_field(self, name: str) -> ItemField:
-        """One column of ``<name>.item``, aligned with item ids by item token; read once.
-
-        A value is the text of the field as it stands, also in a column of sequences. Values count if an item of the
-        dataset has them.
-
-        Raises:
-            DatasetError: no item file, no such column, or an item with two rows.
-        """
-        if name not in self._fields:
-            self._fields[name] = self._read_field(name)
-        return self._fields[name]
-
-    def _item_file(self) -> Path:
-        return self.folder / f"{self.folder.name}.item"
-
-    def _read_field(self, name: str) -> ItemField:
-        path, columns = self._item_file(), self.item_columns()
-        if name not in columns:
-            there = f"its columns are {', '.join(columns) or 'item ids alone'}{nearest(name, columns)}"
-            remedy = "add it to the file"
-            if name in PREPARED_COLUMNS:
-                remedy = f"make it with: python -m dataset_prep prices --dataset {self.folder}"
-            raise DatasetError(
-                f"no item column {name!r} in {path}: {there if path.is_file() else 'there is no such file'}\n  {remedy}"
-            )
-        table = read_table(path, needed=[self.iid_field, name], optional=[])
-        if (twice := table[self.iid_field].duplicated()).any():
-            examples = ", ".join(map(repr, table[self.iid_field][twice].unique()[:3]))
-            raise DatasetError(f"{path}: {int(twice.sum())} rows repeat an item, such as {examples}; keep one row each")
-        value_of = dict(zip(table[self.iid_field], table[name], strict=True))
-        items = [str(token) for token in self.field2id_token[self.iid_field]]  # [N], padding first
-        texts = ["", *(value_of.get(item, "") for item in items[1:])]
-        tokens = ["", *sorted({*texts} - {""}, key=_natural)]
-        number_of = {token: number for number, token in enumerate(tokens)}
-        values = torch.tensor([number_of[text] for text in texts])
-
-        pairs = sorted(f"{item}\t{text}\n" for item, text in zip(items[1:], texts[1:], strict=True))
-        self._field_hashes[name] = hashlib.sha256("".join(pairs).encode()).hexdigest()
-        self.logger.info(
-            f"item column {name!r}: {int((values > 0).sum())} of {len(items) - 1} items, {len(tokens) - 1} values"
-        )
-        if knockout := self.knockouts.of_column(name):
-            self._report_knockout(f"item column {name!r}", "replaced", knockout.kind)
-        return ItemField(self.knockouts.replace_values(name, values), tokens)
+        return np.concatenate([[0], drawn])
 
     # ------------------------------------------------ reading
 
@@ -282,6 +124,9 @@ class MultimodalDataset(SafeReading, SequentialDataset):
                     )
         if self.benchmark_filename_list is not None:
             self._check_lists()
+            if self.config["protocol"] == NEW_SESSIONS:
+                sessions = pd.factorize(frame[self.uid_field])[0]
+                check_new_sessions(sessions, self.file_size_list, name=self.dataset_name)
         elif (rows := np.flatnonzero(frame[self.time_field].isna())).size:
             raise DatasetError(
                 f"{self.dataset_name}: {len(rows)} interactions have no {self.time_field}, the first in data row "
@@ -351,25 +196,35 @@ class MultimodalDataset(SafeReading, SequentialDataset):
     def data_augmentation(self) -> None:
         """One row per prefix: the newest L items before a target, right-padded with 0; rows in order of target time.
 
-        The same rows in the same order as RecBole's, wherever float32 does not merge different times.
+        The same rows in the same order as RecBole's, wherever float32 does not merge different times. With a protocol
+        of ours, the rows of training come first, then those of validation and of test.
         """
         self._aug_presets()
         users = self.inter_feat[self.uid_field].numpy()
-        new_user = np.concatenate([[True], users[1:] != users[:-1]])
-        first_of_user = np.flatnonzero(new_user)[np.cumsum(new_user) - 1]  # [interactions]
-        target = np.flatnonzero(~new_user)
-        if alone := int(new_user.sum()) - len(np.unique(users[target])):
+        n_of_user = np.unique(users, return_counts=True)[1]
+        if alone := int((n_of_user == 1).sum()):
             self.logger.info(f"{alone} users with a single interaction have no next item and are left out")
-        if not len(target):
+        if (n_of_user == 1).all():
             raise DatasetError(f"{self.dataset_name}: no user has two interactions, so there is nothing to predict")
-        target = target[np.argsort(self._exact_time[target], kind="stable")]
-        start = np.maximum(first_of_user[target], target - self.max_item_list_len)
-        length = torch.from_numpy(target - start)
+        parts = [Part(np.arange(len(users)), np.ones(len(users), dtype=bool))]
+        if self.protocol:
+            items = self.inter_feat[self.iid_field].numpy()
+            parts, note = parts_of(self.protocol, user=users, item=items, time=self._exact_time, cold=self._cold)
+            self.logger.info(f"protocol {self.protocol.protocol}: {note}")
+        spans = [self._spans(part, users) for part in parts]
+        self._part_sizes = [len(target) for _, target in spans]
+        behind = np.cumsum([0, *(len(part.known) for part in parts)])  # parts beside each other
+        known = torch.from_numpy(np.concatenate([part.known for part in parts]))
+        start, target = (
+            torch.from_numpy(np.concatenate([span[end] + n for span, n in zip(spans, behind, strict=False)]))
+            for end in (0, 1)
+        )
+        length = target - start
         position = torch.arange(self.max_item_list_len)
         valid = position < length.unsqueeze(1)  # [rows, L]
-        index = (torch.from_numpy(start).unsqueeze(1) + position).where(valid, 0)  # [rows, L]
+        index = known[(start.unsqueeze(1) + position).where(valid, 0)]  # [rows, L]
 
-        target = torch.from_numpy(target)
+        target = known[target]
         columns = {field: values[target] for field, values in self.inter_feat.interaction.items()}
         for field, values in self.inter_feat.interaction.items():
             if field != self.uid_field:
@@ -379,23 +234,53 @@ class MultimodalDataset(SafeReading, SequentialDataset):
         columns[self.item_list_length_field] = length
         self.inter_feat = Interaction(columns)
 
+    def _spans(self, part: Part, users: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Of each row of a part, where its prefix begins and where its target is, both as places in ``part.known``."""
+        users, place = users[part.known], np.arange(len(part.known))
+        new_user = np.diff(users, prepend=-1) != 0
+        first_of_user = np.maximum.accumulate(np.where(new_user, place, 0))
+        target = np.flatnonzero(part.asked & ~new_user)
+        target = target[np.argsort(self._exact_time[part.known[target]], kind="stable")]
+        return np.maximum(first_of_user[target], target - self.max_item_list_len), target
+
     def build(self) -> list[MultimodalDataset]:
-        parts = super().build()
+        """Training, validation and test."""
+        parts = self._parts_of_protocol() if self.protocol else super().build()
         for name, part in zip(("training", "validation", "test"), parts, strict=True):
             if len(part) == 0:
-                raise DatasetError(
-                    f"{self.dataset_name}: no {name} rows are left by eval_args {self.config['eval_args']['split']}\n"
-                    "  leave-one-out needs users with four interactions; choose another split or a looser filter"
-                )
+                raise DatasetError(self._empty_part(name))
+        self._seen = torch.zeros(self.item_num, dtype=torch.bool)
+        for field in (self.iid_field, self.item_id_list_field):
+            self._seen[parts[0].inter_feat[field]] = True
+        self._seen[0] = False
+        for part in parts:
+            part._seen = self._seen
+        self._report_parts(parts)
         return parts
 
+    def _parts_of_protocol(self) -> list[MultimodalDataset]:
+        self._change_feat_format()
+        self._drop_unused_col()
+        ends = np.cumsum([0, *self._part_sizes])
+        return [self.copy(self.inter_feat[start:end]) for start, end in zip(ends, ends[1:], strict=False)]
 
-def _natural(token: str) -> tuple:
-    """Sorts numbers by size, then texts, in which ``c2`` stands before ``c10``."""
-    try:
-        number = float(token)
-    except ValueError:
-        number = math.nan
-    parts = re.split(r"(\d{1,18})", token)  # Python reads numbers of a few thousand digits only
-    parts[1::2] = map(int, parts[1::2])
-    return (0, number, token) if math.isfinite(number) else (1, parts, token)
+    def _empty_part(self, name: str) -> str:
+        if self.protocol is None:
+            return (
+                f"{self.dataset_name}: no {name} rows are left by eval_args {self.config['eval_args']['split']}\n"
+                "  leave-one-out needs users with four interactions; choose another split or a looser filter"
+            )
+        setting = "cold_share" if self._cold is not None else "time_cuts" if self.protocol.time_cuts else "time_shares"
+        return (
+            f"{self.dataset_name}: no {name} rows are left by protocol {self.protocol.protocol} with {setting} "
+            f"{getattr(self.protocol, setting)}\n  choose another {setting}, or another protocol"
+        )
+
+    def _report_parts(self, parts: list[MultimodalDataset]) -> None:
+        rows = [f"{len(part)} {name}" for name, part in zip(SPLITS, parts, strict=True)]
+        targets = parts[2].inter_feat[self.iid_field]
+        n_unseen, ranked = int((~self._seen[targets]).sum()), self.n_candidates()
+        self.logger.info(
+            f"rows: {', '.join(rows)}; {ranked} items are ranked; {n_unseen} test targets are items that training "
+            "never has"
+        )

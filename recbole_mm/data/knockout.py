@@ -33,7 +33,9 @@ from recbole_mm.ragged import mean_and_deviation, segments_of
 
 KINDS = ("noise", "shuffle", "constant")
 COLUMNS = {"price": "price_level"}  # names of item columns that differ from the column's own
-MADE = {"pseudo_text": "text_from_image", "pseudo_image": "image_from_text"}  # modalities that MMSBR names otherwise
+MADE = {  # modalities that a model names otherwise, and what they are made from
+    "pseudo_text": "text_from_image", "pseudo_image": "image_from_text", "dropped_text": "dropped_from_text",
+}  # fmt: skip
 EXAMPLE = "image:noise,price:shuffle"
 
 

@@ -61,6 +61,12 @@ class FeatureInfo:
     source: str
     settings: dict[str, Any] = field(default_factory=dict)
 
+    @property
+    def maker(self) -> str:
+        """What made it: the encoder, and its model and weights if it has some. It tells what the dimensions mean."""
+        weights = [digest[:12] for _, digest in sorted(self.settings.get("weights_sha256", {}).items())]
+        return " ".join([self.encoder, *filter(None, [self.settings.get("model")]), *weights])
+
 
 @dataclass(frozen=True)
 class Manifest:

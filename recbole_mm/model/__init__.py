@@ -22,6 +22,7 @@ OTHER_TASKS = {
 ALIASES = {
     "MP4SR": "MSM4SR",  # the later name of the same model, in its second arXiv version
     "Pop": "Popularity",  # RecBole's name
+    "ItemKNN": "SessionItemKNN",  # RecBole's name of a general model that does the same with users
 }
 
 

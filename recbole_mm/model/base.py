@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from recbole.model.abstract_recommender import SequentialRecommender
 from torch import Tensor
 
+from recbole_mm.data.protocols import COLD_ITEMS
 from recbole_mm.errors import DatasetError
 
 
@@ -17,6 +18,10 @@ class MultimodalRecommender(SequentialRecommender):
 
     A model writes two methods, `item_tower` and `scores`; the rest is here. Cost of a training step: one item tower and
     a [B, N] product; of an evaluation: one item tower altogether, then a product per batch.
+
+    Under the protocol cold-items, an item that no training row has is known by its content alone: it is no candidate
+    of the softmax in training (`training_logits`), and a model with a trained row per item, such as an ID embedding,
+    reads it through `trained_only`.
 
     Shapes: B sessions, L positions, N item ids with padding 0, F encoder width, D model width.
     """
@@ -31,6 +36,11 @@ class MultimodalRecommender(SequentialRecommender):
         self.temperature = 1.0
         self.exclude_pad_class = bool(config["exclude_pad_class"])
         self._cached_tower: Any = None
+        unseen = None
+        if config["protocol"] == COLD_ITEMS:
+            unseen = ~dataset.seen_in_training()
+            unseen[0] = False  # padding stays what it is
+        self.register_buffer("unseen", unseen, persistent=False)  # [N] bool; None under other protocols
         for name in self.modalities:
             self.register_buffer(name, dataset.feature(name), persistent=False)  # [N, F]
 
@@ -54,10 +64,9 @@ class MultimodalRecommender(SequentialRecommender):
         """Cross-entropy of the next item over all items, then the auxiliary losses."""
         items = self.item_tower()
         scores = self.scores(items, interaction[self.ITEM_SEQ], interaction[self.ITEM_SEQ_LEN])  # [B, N]
+        logits = self.training_logits(scores / self.temperature)
         losses = (
-            full_softmax_loss(
-                scores / self.temperature, interaction[self.POS_ITEM_ID], exclude_pad_class=self.exclude_pad_class
-            ),
+            full_softmax_loss(logits, interaction[self.POS_ITEM_ID], exclude_pad_class=self.exclude_pad_class),
             *self.auxiliary_losses(items, interaction),
         )
         return losses if len(losses) > 1 else losses[0]
@@ -71,6 +80,21 @@ class MultimodalRecommender(SequentialRecommender):
         """Scores of the given items, [B]."""
         scores = self.scores(self._items(), interaction[self.ITEM_SEQ], interaction[self.ITEM_SEQ_LEN])
         return scores.gather(1, interaction[self.ITEM_ID].unsqueeze(1)).squeeze(1)
+
+    # ------------------------------------------------ items that training never has
+
+    def trained_only(self, table: Tensor) -> Tensor:
+        """A trained row per item, [N, ...]; under cold-items, zeros for items that training never has."""
+        if self.unseen is None:
+            return table
+        return table.masked_fill(self.unseen.view(-1, *[1] * (table.dim() - 1)), 0)
+
+    def training_logits(self, logits: Tensor) -> Tensor:
+        """Logits [B, N] as the softmax in training takes them: under cold-items, without items that training never has.
+
+        Otherwise a model would learn from their content that nobody buys them.
+        """
+        return logits if self.unseen is None else logits.masked_fill(self.unseen, -torch.inf)
 
     # ------------------------------------------------ what a folder has
 

@@ -20,6 +20,7 @@ import torch
 from scipy.sparse import coo_matrix, csr_matrix
 from torch import Tensor, nn
 
+from recbole_mm.errors import SettingError
 from recbole_mm.model.base import MultimodalRecommender
 
 PAIRS_AT_ONCE = 1 << 22
@@ -186,7 +187,12 @@ class CountingRecommender(MultimodalRecommender):
     Scores are float64: float32 could not tell popularity apart beside large counts.
 
     A model writes `counts`, and `count_rows` if that reads a table.
+
+    Raises:
+        SettingError: the protocol ranks items alone that training never has.
     """
+
+    reads_prefix_alone = False  # whether `counts` are known without any training row
 
     def __init__(self, config, dataset) -> None:
         super().__init__(config, dataset)
@@ -194,6 +200,13 @@ class CountingRecommender(MultimodalRecommender):
         inter = dataset.inter_feat  # the training rows
         rows = TrainingRows.of(session=inter[self.USER_ID], prefix=inter[self.ITEM_SEQ], target=inter[self.POS_ITEM_ID])
         counts = occurrences(rows, n_items=self.n_items)
+        candidates = dataset.candidates()
+        if candidates is not None and not self.reads_prefix_alone and not counts[candidates.numpy()].any():
+            raise SettingError(
+                f"{type(self).__name__} counts what is bought in training, and protocol {config['protocol']} ranks "
+                "items alone that training never has: all would be equal\n"
+                "  the floor there is ContentKNN; --candidates=all ranks these items among all"
+            )
         self.register_buffer("occurrences", torch.from_numpy(counts).double(), persistent=False)  # [N]
         self.count_rows(config, rows)
 

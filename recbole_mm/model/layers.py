@@ -175,13 +175,24 @@ class Dropout(nn.Dropout):
     def forward(self, x: Tensor) -> Tensor:
         if not self.training or x.device.type != "cpu" or self.p == 1:
             return F.dropout(x, self.p, self.training)
-        n_dropped = min(round(self.p * 65536), 65535)  # of 65536 equally likely draws
+        n_dropped = dropped_of_65536(self.p)
         if n_dropped == 0:
             return x
-        bits = torch.empty((x.numel() + 3) // 4, dtype=torch.int64).random_(-(2**63), None)
         kept = torch.empty_like(x, memory_format=torch.contiguous_format, requires_grad=False)
-        torch.ge(bits.view(torch.int16)[: x.numel()].view(x.shape), n_dropped - 32768, out=kept)  # 1 or 0, as x's type
+        torch.ge(random_int16(x.shape), n_dropped - 32768, out=kept)  # 1 or 0, as x's type
         return x * kept.mul_(65536 / (65536 - n_dropped))
+
+
+def dropped_of_65536(p: float) -> int:
+    """A probability as a number of 65536 equally likely draws, of which one at least is kept."""
+    return min(round(p * 65536), 65535)
+
+
+def random_int16(shape: torch.Size | tuple[int, ...]) -> Tensor:
+    """Evenly drawn from -32768..32767, on the CPU; four of them share one draw of 64 bits."""
+    n = math.prod(shape)
+    bits = torch.empty((n + 3) // 4, dtype=torch.int64).random_(-(2**63), None)
+    return bits.view(torch.int16)[:n].view(shape)
 
 
 # ---------------------------------------------------------------- adaptor

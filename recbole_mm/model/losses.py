@@ -68,7 +68,18 @@ def cosines(a: Tensor, b: Tensor) -> Tensor:
     """Cosine of every row of a with every row of b, in float32 at least, autocast or not: [A, D], [B, D] -> [A, B]."""
     dtype = torch.promote_types(a.dtype, torch.float32)
     with torch.autocast(a.device.type, enabled=False):
-        return F.normalize(a.to(dtype), dim=-1) @ F.normalize(b.to(dtype), dim=-1).T
+        return unit_length(a.to(dtype)) @ unit_length(b.to(dtype)).T
+
+
+def unit_length(x: Tensor) -> Tensor:
+    """Vectors divided by their lengths; zero stays zero: [..., D] -> [..., D].
+
+    Values are those of `torch.nn.functional.normalize`, but a vector of zeros has a gradient of ordinary size. There it
+    is divided by 1e-12, and one such vector, as of an item without content before its shift is trained, is enough to
+    fill an optimizer's running averages for thousands of steps.
+    """
+    length = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
+    return x / torch.where(length > 1e-12, length, 1.0)
 
 
 # ---------------------------------------------------------------- hardest negatives among all items
@@ -103,7 +114,7 @@ def hard_negative_loss(
     if not len(anchors):
         return (anchors.sum() + candidates[:0].sum()).to(dtype)
     with torch.autocast(anchors.device.type, enabled=False):
-        anchors, candidates = F.normalize(anchors.to(dtype), dim=-1), F.normalize(candidates.to(dtype), dim=-1)
+        anchors, candidates = unit_length(anchors.to(dtype)), unit_length(candidates.to(dtype))
         positive = (anchors * F.embedding(own, candidates)).sum(-1) / temperature  # [A]
         negatives = largest_log_sum_exp(anchors, candidates, n_negatives, scale=1 / temperature, left_out=own)  # [A]
         return -F.logsigmoid(positive - negatives).mean()

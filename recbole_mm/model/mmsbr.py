@@ -345,7 +345,7 @@ class MMSBR(MultimodalRecommender):
             return None
         if self.pivot_offsets is None:
             return self.pivots
-        return self.pivots + self.pivot_offsets.weight.unflatten(1, self.pivots.shape)
+        return self.pivots + self.trained_only(self.pivot_offsets.weight).unflatten(1, self.pivots.shape)
 
     def _prices(self) -> tuple[Gaussian, tuple[Tensor, Tensor]]:
         """``prices`` and ``in_sessions`` of `Items`, here the same ones."""

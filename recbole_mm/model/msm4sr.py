@@ -213,7 +213,7 @@ class MSM4SR(MultimodalRecommender):
         """Content plus item embedding, of the given items or of all; in pre-training content alone."""
         if self.item_embedding is None:
             return content
-        ids = self.item_embedding.weight
+        ids = self.trained_only(self.item_embedding.weight)
         return content + (ids if items is None else F.embedding(items, ids))
 
     def _encode(self, inputs: list[Tensor], lengths: Tensor) -> list[Tensor]:

@@ -14,6 +14,8 @@ from recbole_mm.model.counting import CountingRecommender
 class SessionPopularity(CountingRecommender):
     """Ranks items by how often they occur in the prefix."""
 
+    reads_prefix_alone = True
+
     def counts(self, item_seq: Tensor) -> Tensor:
         counts = torch.zeros(len(item_seq), self.n_items, dtype=torch.double, device=item_seq.device)  # [B, N]
         return counts.scatter_add_(1, item_seq, (item_seq > 0).double())

@@ -220,7 +220,7 @@ def test_datasets_share_cut_points(tmp_path):
     )  # fmt: skip
     assert first.cuts == again.cuts == other.cuts
     settings = Manifest.load(tmp_path / "other").settings
-    assert settings["cuts_from"] == "first" and settings["cuts"] == first.cuts.as_settings()
+    assert settings["cuts_from"] == "first" and settings["cuts"] == first.cuts._asdict()
     dates = make(tmp_path / "dates", protocol="time", valid_from="2016-09-01", test_from="2016-10-01", **LOOSE)
     assert dates.cuts == (1472688000.0, 1475280000.0)
 

@@ -5,22 +5,20 @@ from __future__ import annotations
 import random
 from collections import Counter
 
-import numpy as np
 import pytest
 
 from dataset_prep.cleaning import Ledger
 from dataset_prep.events import EventBuilder, Events
 from dataset_prep.protocols import (
-    Cuts,
     TimeSplit,
     check_cold_settings,
-    cuts_by_share,
     cuts_of_folder,
     draw_cold,
     given_cuts,
     read_time,
     split_by_time,
 )
+from recbole_mm.data.cuts import Cuts
 from recbole_mm.data.layout import SPLITS, Manifest
 from recbole_mm.errors import DatasetError, SettingError
 
@@ -193,30 +191,10 @@ def test_cut_points_come_in_order():
         given_cuts("5", "5")
 
 
-@pytest.mark.parametrize("seed", range(20))
-def test_cut_points_by_share_are_the_nearest_moments(seed):
-    made = np.random.default_rng(seed)
-    time = made.integers(0, made.integers(3, 40), size=100).astype(float)
-    cuts = cuts_by_share(time, valid_share=0.15, test_share=0.25)
-    moments = np.unique(time)
-    n_before = {moment: int((time < moment).sum()) for moment in moments.tolist()}
-    wanted = [moment for moment in moments[2:]]
-    best = min(wanted, key=lambda moment: (abs(n_before[moment] - 75), -moment))
-    assert cuts.test_from == best
-    earlier = [moment for moment in moments[1:] if moment < best]
-    assert cuts.valid_from == min(earlier, key=lambda moment: (abs(n_before[moment] - 60), -moment))
-    assert set(cuts.parts(time).tolist()) == {0, 1, 2}
-
-
-def test_cut_points_need_three_moments():
-    with pytest.raises(DatasetError, match="3 interactions have 2 different times, and three parts need three"):
-        cuts_by_share(np.array([1.0, 1.0, 2.0]), valid_share=0.1, test_share=0.1)
-
-
 def test_cut_points_are_found_in_another_folder(tmp_path):
     folder = tmp_path / "other"
     folder.mkdir()
-    Manifest(name="other", settings={"cuts": CUTS.as_settings()}).save(folder)
+    Manifest(name="other", settings={"cuts": CUTS._asdict()}).save(folder)
     assert cuts_of_folder(folder) == CUTS
     Manifest(name="other", settings={}).save(folder)
     with pytest.raises(DatasetError, match="other has no cut points in its manifest; they come from --protocol time"):

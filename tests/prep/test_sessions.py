@@ -848,7 +848,7 @@ def test_cold_items_that_are_kept_are_listed_in_the_folder(tmp_path):
     assert listed == list(report.cold_items) and listed == ["i20", "i21", "i22"] and check_folder(tmp_path / "s") == []
     manifest = Manifest.load(tmp_path / "s")
     assert "cold_items.txt" in manifest.files and manifest.settings["counts"]["n_cold_items"] == len(listed)
-    assert manifest.settings["cuts"] == report.cuts.as_settings()
+    assert manifest.settings["cuts"] == report.cuts._asdict()
     assert f"cold items: {len(listed)} that training has not" in str(report)
 
 

@@ -1,0 +1,225 @@
+"""How long UniSRec takes beside the same model computed literally, in one run on one machine.
+
+    python -m benchmarks.unisrec                 steps, evaluation and memory on made-up data of the size of Amazon Arts
+    python -m benchmarks.unisrec --scale=0.05    the same with a twentieth of the items, sequences and users
+
+Both models have the same parameters. First, with dropout and noise off, their losses, gradients and scores are
+compared; then, with both on as in training, their steps alternate, and each number is a median. An evaluation goes
+through users in batches: the literal model adapts all items anew for each of them, ours once, so that the factor grows
+with the number of users, of which Arts has 45,485. Memory is the highest of a process that makes one fine-tuning step,
+without what it had before it.
+
+Sequences are prefixes of histories of 5 + a geometric number of items, 8.7 on average as in Arts (45,485 users, 395,150
+interactions), of which the newest 50 items count; items follow a Zipf law. Sequences are padded to 50, as RecBole does.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import json
+import statistics
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import torch
+import yaml
+from torch import Tensor
+
+from benchmarks import RECBOLE_FIELDS
+from benchmarks.literal_unisrec import LiteralUniSRec
+from benchmarks.msm4sr import MAX_LENGTH, Trained, alternate, interaction, memory_mib, total, training_batches
+from recbole_mm.model.unisrec import UniSRec
+
+MEAN_LENGTH = 395_150 / 45_485
+MODEL_YAML = Path(__file__).parents[1] / "properties" / "model" / "UniSRec.yaml"
+RECBOLE = {**RECBOLE_FIELDS, "MAX_ITEM_LIST_LENGTH": MAX_LENGTH}
+NOTHING_RANDOM = {"hidden_dropout_prob": 0.0, "attn_dropout_prob": 0.0, "adaptor_dropout": 0.0, "gate_noise": False}
+STAGES = {"pre-training": "pretrain", "inductive fine-tuning": "inductive_ft", "fine-tuning": "transductive_ft"}
+
+
+# ---------------------------------------------------------------- made-up data
+
+
+class MadeUpDataset:
+    """One random vector per item, zero for padding."""
+
+    def __init__(self, *, n_items: int, width: int) -> None:
+        self.n_items, self.width = n_items, width
+
+    def num(self, field: str) -> int:
+        return self.n_items
+
+    def feature(self, name: str) -> Tensor:
+        rows = torch.randn(self.n_items, self.width, generator=torch.Generator().manual_seed(len(name)))
+        rows[0] = 0
+        return rows
+
+
+def histories(n_users: int, n_items: int, rng: np.random.Generator) -> list[np.ndarray]:
+    """Items of each user, oldest first."""
+    popularity = 1 / np.arange(1, n_items) ** 0.8
+    lengths = 5 + rng.geometric(1 / (MEAN_LENGTH - 4), n_users) - 1
+    items = 1 + rng.permutation(n_items - 1)[rng.choice(n_items - 1, lengths.sum(), p=popularity / popularity.sum())]
+    return np.split(items, lengths.cumsum()[:-1])
+
+
+def build(stage: str, dataset: MadeUpDataset, **settings) -> UniSRec:
+    class Settings(dict):
+        def __missing__(self, key):
+            return None
+
+    torch.manual_seed(0)
+    defaults = {**yaml.safe_load(MODEL_YAML.read_text()), **RECBOLE}
+    stage_settings = UniSRec.stage_names.get(stage, {"train_stage": stage})
+    return UniSRec(Settings({**defaults, **stage_settings, **settings}), dataset)
+
+
+# ---------------------------------------------------------------- values
+
+
+def refuse_unequal(stage: str, dataset: MadeUpDataset, batch) -> dict[str, float]:
+    """Largest differences between both models in loss, gradient (relative to its tensor's largest) and score.
+
+    Raises:
+        AssertionError: they do not compute the same.
+    """
+    model = build(stage, dataset, **NOTHING_RANDOM)
+    with torch.no_grad():  # away from where they start, at zero, which could hide mistakes
+        for parameter in (model.adaptor.shift, model.adaptor.gate.weight):
+            parameter.normal_(std=0.1)
+    found = []
+    for each in (model, LiteralUniSRec(model)):
+        torch.manual_seed(1)
+        model.zero_grad()
+        loss = total(each.calculate_loss(batch))
+        loss.backward()
+        gradients = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+        with torch.no_grad():
+            found.append((loss.item(), gradients, each.eval().full_sort_predict(batch)[:, 1:]))
+        model.train()
+    (loss, own, scores), (literal_loss, theirs, literal_scores) = found
+    largest = max(g.abs().max() for g in theirs.values())
+    # A key's bias has the true gradient 0: compare with the largest gradient of all where a tensor's own is rounding.
+    relative = [((own[n] - g).abs().max() / g.abs().max().clamp_min(1e-3 * largest)).item() for n, g in theirs.items()]
+    difference = {
+        "loss": abs(loss - literal_loss),
+        "gradient": max(relative),
+        "score": (scores - literal_scores).abs().max().item(),
+    }
+    equal = difference["loss"] < 1e-4 and difference["gradient"] < 1e-3 and difference["score"] < 1e-4
+    assert equal and own.keys() == theirs.keys(), f"{stage}: the two models differ: {difference}"
+    return difference
+
+
+# ---------------------------------------------------------------- time and memory
+
+
+class Evaluated:
+    """A whole evaluation: scores of all batches, one after the other."""
+
+    def __init__(self, model) -> None:
+        self.model = model
+
+    @torch.no_grad()
+    def __call__(self, batches) -> None:
+        self.model.train()
+        self.model.eval()  # as after an epoch: nothing is left from the last evaluation
+        for batch in batches:
+            self.model.full_sort_predict(batch)
+
+
+def made_up(args: argparse.Namespace) -> tuple[MadeUpDataset, list[np.ndarray], list[dict[str, Tensor]]]:
+    """Items, histories and training batches."""
+    rng = np.random.default_rng(0)
+    dataset = MadeUpDataset(n_items=args.items, width=args.width)
+    users = histories(max(args.users, round(45_485 * args.scale)), args.items, rng)
+    return dataset, users, training_batches(users, args.batch, args.repeats + 1, rng)
+
+
+def peak_of_a_step(args: argparse.Namespace, which: str) -> None:
+    """In a process of its own: prints the MiB that a transductive fine-tuning step takes on top."""
+    dataset, _, batches = made_up(args)
+    model = build("transductive_ft", dataset, hidden_size=args.hidden)
+    before = memory_mib("VmRSS")
+    Trained(LiteralUniSRec(model) if which == "literal" else model)(batches[0])
+    print(json.dumps(memory_mib("VmHWM") - before))
+
+
+def peak(args: argparse.Namespace, which: str) -> float:
+    given = [f"--{name}={getattr(args, name)}" for name in ("items", "width", "hidden", "batch", "users", "threads")]
+    command = [sys.executable, "-m", "benchmarks.unisrec", f"--step-of={which}", *given]
+    out = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
+    return json.loads(out.splitlines()[-1])
+
+
+def compare(args: argparse.Namespace) -> dict[str, dict]:
+    dataset, users, batches = made_up(args)
+    lengths = batches[0]["item_length"].double()
+    print(
+        f"torch {torch.__version__}, {torch.get_num_threads()} threads; {args.items} items x {args.width}, "
+        f"hidden {args.hidden}\nusers have {np.mean([len(u) for u in users]):.1f} items, training prefixes "
+        f"{lengths.mean():.1f} padded to {MAX_LENGTH}, batch {args.batch}"
+    )
+    results: dict[str, dict] = {}
+    print(f"\n{'largest difference, nothing random':36s}{'loss':>10s}{'gradient':>10s}{'score':>9s}")
+    small = {key: value[:256] for key, value in batches[0].items()}
+    for name, stage in STAGES.items():
+        found = results[f"values, {name}"] = refuse_unequal(stage, dataset, small)
+        print(f"{name:36s}{found['loss']:10.1e}{found['gradient']:10.1e}{found['score']:9.0e}   equal")
+
+    slow, own = (peak(args, which) for which in ("literal", "ours"))
+    results["peak memory"] = {"literal": slow, "ours": own, "share": own / slow}
+    print(f"\n{'peak MiB of a fine-tuning step':36s}{slow:10.0f}{own:10.0f}{100 * own / slow:7.0f} %", flush=True)
+
+    print(f"\n{'median seconds':36s}{'literal':>10s}{'ours':>10s}{'factor':>9s}", flush=True)
+    chosen = users[: args.users]
+    evaluation = [
+        interaction([u[:-1] for u in part], [u[-1] for u in part])
+        for part in (chosen[start : start + args.batch] for start in range(0, len(chosen), args.batch))
+    ]
+    for name, stage, clock, data in (
+        ("fine-tuning step, transductive", "transductive_ft", Trained, batches),
+        (f"evaluation of {len(chosen)} users", "transductive_ft", Evaluated, [evaluation] * (args.repeats + 1)),
+        ("pre-training step", "pretrain", Trained, batches),
+    ):
+        model = build(stage, dataset, hidden_size=args.hidden)
+        own_times, literal_times = alternate(clock(model), clock(LiteralUniSRec(copy.deepcopy(model))), data)
+        own, slow = statistics.median(own_times), statistics.median(literal_times)
+        factor = statistics.median(b / a for a, b in zip(own_times, literal_times, strict=True))
+        results[name] = {"literal": slow, "ours": own, "factor": factor}
+        print(f"{name:36s}{slow:10.3f}{own:10.3f}{factor:8.1f}x", flush=True)
+
+    return results
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--scale", type=float, default=1.0, help="of items, batch and users, where they are not given")
+    parser.add_argument("--items", type=int, help="21,000 x scale")
+    parser.add_argument("--batch", type=int, help="2,048 x scale")
+    parser.add_argument("--users", type=int, help="users of the evaluation, 16,384 x scale")
+    parser.add_argument("--width", type=int, default=768)
+    parser.add_argument("--hidden", type=int, default=300)
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="of torch")
+    parser.add_argument("--step-of", choices=("literal", "ours"), help=argparse.SUPPRESS)
+    parser.add_argument("--json", type=Path, help="also write the numbers to this file")
+    args = parser.parse_args()
+    for name, whole in (("items", 21_000), ("batch", 2048), ("users", 16_384)):
+        if getattr(args, name) is None:
+            setattr(args, name, max(2, round(whole * args.scale)))
+    torch.autograd.set_detect_anomaly(False)  # some of RecBole's modules switch it on when imported
+    torch.set_num_threads(args.threads)
+    if args.step_of:
+        peak_of_a_step(args, args.step_of)
+        return
+    results = compare(args)
+    if args.json:
+        args.json.write_text(json.dumps(results, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""Tables, statistics and views of recorded runs: ``python -m recbole_mm.leaderboard``."""
