@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
-import pytest
-import torch
+# Tests are many small operations; runs side by side, and processes that they start, should not slow each other down.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-torch.set_num_threads(1)  # tests are many small operations, and runs beside each other should not slow each other down
+import numpy as np  # noqa: E402
+import pytest  # noqa: E402
+import torch  # noqa: E402
+
+torch.set_num_threads(1)
 
 from recbole_mm.data.files import write_table  # noqa: E402
 from recbole_mm.data.layout import write_feature  # noqa: E402
