@@ -25,7 +25,7 @@ from recbole_mm.ranking import RANK_METRICS, Ranked, rank_rows, rows_at_once, ti
 from recbole_mm.records import PerUser
 from recbole_mm.slices import bands_of, by_band
 
-SCORES_AT_ONCE = 5 << 20  # of a block of rows; malloc gives larger ones back to the system, and takes them anew
+SCORES_AT_ONCE = 3 << 20  # of a block of rows; malloc gives larger ones back to the system, and takes them anew
 LATENCY_SECONDS, LATENCY_SAMPLES, LATENCY_BLOCKS = 0.2, 20, 3
 
 
