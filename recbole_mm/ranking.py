@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -111,20 +110,17 @@ def rows_at_once(limit: int, n_columns: int, device: torch.device) -> int:
 _NUMPY = {torch.gt: np.greater, torch.ge: np.greater_equal, torch.eq: np.equal}  # five times as fast on a CPU
 
 
-def _for_numpy(scores: Tensor) -> bool:
-    return scores.device.type == "cpu" and scores.dtype in (torch.float32, torch.float64)
-
-
 def _count(compare: Callable, block: Tensor, own: Tensor, among: Tensor | None, *, buffer: Tensor) -> Tensor:
     """Where a comparison is true, row by row: [b, n], [b, 1], and which columns count, [n] or [b, n] -> [b] int64."""
     found = buffer[: len(block)]
-    if _for_numpy(block):
+    on_cpu = block.device.type == "cpu"
+    if on_cpu and block.dtype in (torch.float32, torch.float64):
         _NUMPY[compare](block.numpy(), own.numpy(), out=found.numpy())
     else:
         compare(block, own, out=found)
     if among is not None:
         found &= among
-    if block.device.type != "cpu":
+    if not on_cpu:
         return found.sum(1)
     # A sum of bool takes ten times as long as the comparison.
     return torch.from_numpy(np.fromiter(map(np.count_nonzero, found.numpy()), dtype=np.int64, count=len(found)))
@@ -132,9 +128,7 @@ def _count(compare: Callable, block: Tensor, own: Tensor, among: Tensor | None, 
 
 def _check_finite(scores: Tensor, name: str) -> None:
     """One sum; an exact look only where that is not finite, which sums of large finite scores may be as well."""
-    with np.errstate(over="ignore", invalid="ignore"):  # NumPy's sum stays on the thread that it is called from
-        sums = torch.from_numpy(scores.numpy().sum(1)) if _for_numpy(scores) else scores.sum(1)
-    suspect = (~torch.isfinite(sums)).nonzero().squeeze(1)
+    suspect = (~torch.isfinite(scores.sum(1))).nonzero().squeeze(1)
     if len(suspect) and (rows := int((~torch.isfinite(scores[suspect])).any(1).sum())):
         raise TrainingError(
             f"{name} gave scores that are not finite, in {rows} of {len(scores)} rows of a batch\n"
@@ -150,7 +144,7 @@ def rank_rows(
     candidates: Tensor | None = None,
     name: str = "the model",
 ) -> tuple[np.ndarray, Ranked]:
-    """Ranks of all rows of some batches, counted on as many threads as PyTorch has.
+    """Ranks of all rows of some batches.
 
     Args:
         score_batch: batch -> scores [B, N] and targets [B].
@@ -164,19 +158,15 @@ def rank_rows(
     # could not take each other's memory, and a whole evaluation would need as much as all its scores.
     kept = np.empty((3, 1024), dtype=np.int64)
     n_rows = 0
-    rank_part = partial(rank_targets, order=order, candidates=candidates, name=name)
-    with ThreadPoolExecutor(torch.get_num_threads()) as threads:  # NumPy compares without the interpreter's lock
-        for rows, batch in batches:
-            scores, targets = score_batch(batch)
-            n_parts = torch.get_num_threads() if _for_numpy(scores) else 1
-            parts = list(threads.map(rank_part, scores.tensor_split(n_parts), targets.tensor_split(n_parts)))
-            del scores  # the next block takes its memory
-            begin, n_rows = n_rows, n_rows + len(rows)
-            while n_rows > kept.shape[1]:
-                kept = np.concatenate([kept, kept], axis=1)
-            ranks, constants = (torch.cat(values).cpu().numpy() for values in zip(*parts, strict=True))
-            for row, values in zip(kept, (rows, ranks, constants), strict=True):
-                row[begin:n_rows] = values
+    for rows, batch in batches:
+        scores, targets = score_batch(batch)
+        ranked = rank_targets(scores, targets, order, candidates=candidates, name=name)
+        del scores  # the next block takes its memory
+        begin, n_rows = n_rows, n_rows + len(rows)
+        while n_rows > kept.shape[1]:
+            kept = np.concatenate([kept, kept], axis=1)
+        for row, values in zip(kept, (rows, ranked.rank.cpu().numpy(), ranked.constant.cpu().numpy()), strict=True):
+            row[begin:n_rows] = values
     positions, rank, constant = kept[:, :n_rows]
     return positions, Ranked(torch.tensor(rank), torch.tensor(constant > 0))
 
