@@ -9,8 +9,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-EXIT_MACHINE, EXIT_INTERRUPTED = 4, 5  # those of errors in what the user gave stand with the errors
-
 EXAMPLES = """\
 examples:
   run_recbole_mm --model=MSM4SR --dataset=demo                    pre-train, fine-tune, test once on a made-up shop
@@ -36,7 +34,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.help:
         _print_help()
         return 0
-    from recbole_mm.errors import RecBoleMMError, told_of_machine
+    from recbole_mm.errors import EXIT_INTERRUPTED, RecBoleMMError, exit_code_of
 
     try:
         signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: the last epoch's state is saved
@@ -52,16 +50,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             origins=origins, resume=args.resume, runs_file=args.runs_file,
         )  # fmt: skip
         return 0
-    except RecBoleMMError as error:
+    except (RecBoleMMError, OSError, MemoryError) as error:
         if args.debug:
             raise
-        print(f"{type(error).__name__}: {error}", file=sys.stderr)
-        return error.exit_code
-    except (OSError, MemoryError) as error:
-        if args.debug:
-            raise
-        print(told_of_machine(error), file=sys.stderr)
-        return EXIT_MACHINE
+        return exit_code_of(error)
     except KeyboardInterrupt:
         if _is_product(args):  # which has told how to go on
             return EXIT_INTERRUPTED
@@ -74,8 +66,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _is_product(args: argparse.Namespace) -> bool:
     """Whether several runs are asked for, or what belongs to several runs."""
     several = any("," in (names or "") for names in (args.model, args.dataset))
-    asked = (args.seeds, args.knockouts, args.jobs, args.cluster)
-    asked += (args.search, args.trials, args.search_seconds)
+    asked = (args.seeds, args.knockouts, args.jobs, args.cluster, args.search, args.trials, args.search_seconds)
     return several or args.floors or args.dry_run or any(value is not None for value in asked)
 
 
@@ -99,6 +90,7 @@ def _run_product(args: argparse.Namespace, settings: dict[str, Any], origins: di
 
 
 def _parser() -> argparse.ArgumentParser:
+    from recbole_mm.records import RUNS_FILE
     from recbole_mm.search import add_arguments
 
     parser = argparse.ArgumentParser(
@@ -117,7 +109,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--resume", metavar="FILE", help="continue an interrupted training from its …-last.pth")
     parser.add_argument(
-        "--runs-file", metavar="FILE", type=Path, default=Path("results/runs.jsonl"),
+        "--runs-file", metavar="FILE", type=Path, default=RUNS_FILE,
         help="where a line is written for every run, %(default)s",
     )  # fmt: skip
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")

@@ -29,7 +29,7 @@ from dataset_prep.arguments import folder
 from dataset_prep.card import refresh_card
 from dataset_prep.price import add_price_arguments
 from recbole_mm.data.layout import check_folder
-from recbole_mm.errors import DatasetError, SettingError
+from recbole_mm.errors import EXIT_INTERRUPTED, DatasetError, SettingError, exit_code_of
 
 DESCRIPTION = """Make dataset folders and the features of their items.
 
@@ -65,18 +65,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code; a user's mistake is one message on stderr, no traceback."""
     try:
         _run(arguments)
-    except (DatasetError, SettingError) as error:
-        print(f"{type(error).__name__}: {error}", file=sys.stderr)
-        return error.exit_code
     except BrokenPipeError:  # somebody reads no further, such as head
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
-    except OSError as error:
-        print(f"the machine gave up: {error}", file=sys.stderr)
-        return 4
+    except (DatasetError, SettingError, OSError) as error:
+        return exit_code_of(error)
     except KeyboardInterrupt:
         print("interrupted; nothing half-made was left behind", file=sys.stderr)
-        return 5
+        return EXIT_INTERRUPTED
     return 0
 
 

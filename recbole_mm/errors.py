@@ -14,7 +14,10 @@ A wrong argument in a direct call of a function is Python's own ``ValueError``.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable
+
+EXIT_MACHINE, EXIT_INTERRUPTED = 4, 5
 
 
 class RecBoleMMError(Exception):
@@ -60,8 +63,12 @@ def nearest(name: str, known: Iterable[str]) -> str:
     return f"; did you mean {by_lower[matches[0]]!r}?" if matches else ""
 
 
-def told_of_machine(error: OSError | MemoryError) -> str:
-    """What to tell of a full disk, missing rights or too little memory: which file, if one, and why."""
+def exit_code_of(error: RecBoleMMError | OSError | MemoryError) -> int:
+    """Tell an error on stderr, of a user's or of the machine's (which file, if one, and why); the code to end with."""
+    if isinstance(error, RecBoleMMError):
+        print(f"{type(error).__name__}: {error}", file=sys.stderr)
+        return error.exit_code
     file = getattr(error, "filename", None)
     reason = getattr(error, "strerror", None) or str(error) or "out of memory"
-    return f"the machine gave up: {f'{file}: ' if file else ''}{reason}"
+    print(f"the machine gave up: {f'{file}: ' if file else ''}{reason}", file=sys.stderr)
+    return EXIT_MACHINE

@@ -23,7 +23,7 @@ from recbole_mm.config import Config
 from recbole_mm.data.dataset import MultimodalDataset
 from recbole_mm.data.files import read_table
 from recbole_mm.data.layout import PADDING_TOKEN, RELEASED_COMMAND
-from recbole_mm.errors import CheckpointError, DatasetError, RecBoleMMError, SettingError
+from recbole_mm.errors import CheckpointError, DatasetError, RecBoleMMError, SettingError, exit_code_of
 from recbole_mm.model import find_model, model_names
 from recbole_mm.released_weights import Order, Report, import_released
 from recbole_mm.settings import parse_arguments, read_settings
@@ -178,12 +178,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             settings=settings,
             origins=origins,
         )
-    except RecBoleMMError as error:
-        print(f"{type(error).__name__}: {error}", file=sys.stderr)
-        return error.exit_code
-    except OSError as error:
-        print(f"the machine gave up: {error}", file=sys.stderr)
-        return 4
+    except (RecBoleMMError, OSError) as error:
+        return exit_code_of(error)
     print(f"{report}\nsaved {args.out}")
     return 0
 

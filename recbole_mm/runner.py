@@ -30,11 +30,11 @@ from pathlib import Path
 from typing import IO, Any
 
 from recbole_mm.data.files import write_atomically
-from recbole_mm.errors import RecBoleMMError, SettingError
+from recbole_mm.errors import EXIT_INTERRUPTED, RecBoleMMError, SettingError
 from recbole_mm.plan import Facts, Job, facts_of
 from recbole_mm.records import RUNS_FILE, RunRecord, append, per_user_file
 
-EXIT_FAILED, EXIT_INTERRUPTED = 1, 5
+EXIT_FAILED = 1
 SECONDS_TO_END = 20  # that a child has to save its state
 SECONDS_BETWEEN_LOOKS = 0.05
 LONGEST_REASON = 500

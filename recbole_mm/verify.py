@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from recbole_mm.errors import DatasetError, RecBoleMMError, SettingError, nearest, told_of_machine
+from recbole_mm.errors import EXIT_INTERRUPTED, DatasetError, RecBoleMMError, SettingError, exit_code_of, nearest
 from recbole_mm.records import NOT_IDENTITY, RUNS_FILE, RunRecord, load, read_per_user
 
 TOLERANCE = 0.005
@@ -366,19 +366,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         verification = verify(args.run, runs_file=args.runs_file, tolerance=args.tolerance, data_path=args.data_path)
         print(verification)
         return 0 if verification.within else 1
-    except RecBoleMMError as error:
+    except (RecBoleMMError, OSError, MemoryError) as error:
         if args.debug:
             raise
-        print(f"{type(error).__name__}: {error}", file=sys.stderr)
-        return error.exit_code
-    except (OSError, MemoryError) as error:
-        if args.debug:
-            raise
-        print(told_of_machine(error), file=sys.stderr)
-        return 4
+        return exit_code_of(error)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
-        return 5
+        return EXIT_INTERRUPTED
 
 
 if __name__ == "__main__":

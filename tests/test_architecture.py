@@ -189,6 +189,7 @@ MAY_IMPORT = {
         "recbole_mm.model",
         "recbole_mm.product",
         "recbole_mm.quick_start",
+        "recbole_mm.records",
         "recbole_mm.search",
         "recbole_mm.settings",
     ),

@@ -269,3 +269,4 @@ def test_recbole_s_folders_may_be_made_by_several_at_once(tmp_path, monkeypatch)
     monkeypatch.setattr(os.path, "exists", lambda path: False)  # another process makes it after the look
     for _ in range(2):
         ensure_dir(str(tmp_path / "log"))
+    assert (tmp_path / "log").is_dir()

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from recbole_mm.errors import RecBoleMMError
+from recbole_mm.errors import RecBoleMMError, exit_code_of
 from recbole_mm.records import RUNS_FILE, load
 
 EXAMPLES = """\
@@ -16,7 +16,6 @@ examples:
   python -m recbole_mm.leaderboard --dataset=Office --metric=NDCG@10 --baseline=Transitions
   python -m recbole_mm.leaderboard shared/runs.jsonl --out=board    another file of runs, views in another folder
 """
-EXIT_MACHINE = 4
 N_TOLD = 20  # problems; the rest is counted
 
 
@@ -29,12 +28,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(argv)
     try:
         return _write(options)
-    except RecBoleMMError as error:
-        print(f"{type(error).__name__}: {error}", file=sys.stderr)
-        return error.exit_code
-    except OSError as error:
-        print(f"the machine gave up: {error.filename or ''}: {error.strerror or error}", file=sys.stderr)
-        return EXIT_MACHINE
+    except (RecBoleMMError, OSError) as error:
+        return exit_code_of(error)
 
 
 def _write(options: argparse.Namespace) -> int:

@@ -194,7 +194,7 @@ def test_figures_have_three_digits_and_no_exponent():
     ("text", "left"),
     [
         ("cannot read /home/me/x/shop.inter: gone", "cannot read shop.inter: gone"),
-        ("--dataset=/work/data/shop --a=1", "--dataset=shop --a=1"),
+        ("--dataset=/srv/data/shop --a=1", "--dataset=shop --a=1"),
         (r"C:\Users\me\shop.inter", "shop.inter"),
         ("dataset/shop/shop.inter and https://a.b/c/d", "dataset/shop/shop.inter and https://a.b/c/d"),
         ("1/2 and text/image", "1/2 and text/image"),
