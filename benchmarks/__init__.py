@@ -9,3 +9,10 @@ RECBOLE_FIELDS = {  # what RecBole's models ask of a configuration
     "device": "cpu",
     "dataset": "made-up",
 }
+
+
+class Settings(dict):
+    """A configuration as RecBole's: a setting that is not there is None."""
+
+    def __missing__(self, key):
+        return None

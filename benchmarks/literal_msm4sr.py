@@ -39,17 +39,7 @@ class LiteralMSM4SR(nn.Module):
     # ------------------------------------------------ sequences
 
     def encode(self, x: Tensor, item_seq: Tensor, item_seq_len: Tensor) -> Tensor:
-        """SASRec: [B, L, D] -> [B, D]."""
-        encoder = self.model.encoder
-        x = F.dropout(
-            encoder.LayerNorm(x + encoder.position_embedding.weight[: x.shape[1]]), encoder.dropout.p, self.training
-        )
-        length = x.shape[1]
-        visible = (item_seq > 0)[:, None, None, :] & torch.ones(length, length, dtype=torch.bool).tril()  # [B, 1, L, L]
-        mask = torch.where(visible, 0.0, -10000.0)
-        for layer in encoder.trm_encoder.layer:
-            x = plain_layer(layer, x, mask, self.training)
-        return x[torch.arange(len(x)), item_seq_len - 1]
+        return sasrec(self.model.encoder, x, item_seq, item_seq_len, self.training)
 
     # ------------------------------------------------ losses and scores
 
@@ -145,6 +135,17 @@ def adapt(adaptor: nn.Module, x: Tensor, training: bool) -> Tensor:
         normed = F.layer_norm(hidden, hidden.shape[-1:], adaptor.norm_weight[k], adaptor.norm_bias[k], adaptor.eps)
         total = total + gates[..., k : k + 1] * normed
     return total
+
+
+def sasrec(encoder: nn.Module, x: Tensor, item_seq: Tensor, item_seq_len: Tensor, training: bool) -> Tensor:
+    """At full length, of both literal models: [B, L, D] -> [B, D]."""
+    length = x.shape[1]
+    x = F.dropout(encoder.LayerNorm(x + encoder.position_embedding.weight[:length]), encoder.dropout.p, training)
+    visible = (item_seq > 0)[:, None, None, :] & torch.ones(length, length, dtype=torch.bool).tril()  # [B, 1, L, L]
+    mask = torch.where(visible, 0.0, -10000.0)
+    for layer in encoder.trm_encoder.layer:
+        x = plain_layer(layer, x, mask, training)
+    return x[torch.arange(len(x)), item_seq_len - 1]
 
 
 def plain_layer(layer: TransformerLayer, x: Tensor, mask: Tensor, training: bool) -> Tensor:

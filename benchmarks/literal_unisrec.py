@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from benchmarks.literal_msm4sr import plain_layer
+from benchmarks.literal_msm4sr import sasrec
 
 
 class LiteralUniSRec(nn.Module):
@@ -28,15 +28,7 @@ class LiteralUniSRec(nn.Module):
         self.model = model
 
     def encode(self, x: Tensor, item_seq: Tensor, item_seq_len: Tensor) -> Tensor:
-        """SASRec: [B, L, D] -> [B, D]."""
-        encoder, length = self.model.encoder, x.shape[1]
-        x = encoder.LayerNorm(x + encoder.position_embedding.weight[:length])
-        x = F.dropout(x, encoder.dropout.p, self.training)
-        visible = (item_seq > 0)[:, None, None, :] & torch.ones(length, length, dtype=torch.bool).tril()  # [B, 1, L, L]
-        mask = torch.where(visible, 0.0, -10000.0)
-        for layer in encoder.trm_encoder.layer:
-            x = plain_layer(layer, x, mask, self.training)
-        return x[torch.arange(len(x)), item_seq_len - 1]
+        return sasrec(self.model.encoder, x, item_seq, item_seq_len, self.training)
 
     def calculate_loss(self, interaction) -> Tensor:
         model = self.model

@@ -17,7 +17,7 @@ import torch
 import yaml
 from torch import Tensor, nn
 
-from benchmarks import RECBOLE_FIELDS
+from benchmarks import RECBOLE_FIELDS, Settings
 from benchmarks.literal_mmsbr import LiteralMMSBR
 from recbole_mm.model.mmsbr import MMSBR
 from recbole_mm.model.mmsbrreleased import MMSBRReleased
@@ -138,11 +138,6 @@ class MadeUpDataset:
 
     def has_content(self, name: str) -> Tensor:
         return torch.arange(self.n_ids) > 0
-
-
-class Settings(dict):
-    def __missing__(self, key):
-        return None
 
 
 def settings_of(*models: str, **changed) -> Settings:

@@ -27,7 +27,7 @@ import torch
 import yaml
 from torch import Tensor
 
-from benchmarks import RECBOLE_FIELDS
+from benchmarks import RECBOLE_FIELDS, Settings
 from benchmarks.literal_msm4sr import LiteralMSM4SR
 from recbole_mm.data.files import write_table
 from recbole_mm.data.layout import write_feature
@@ -72,10 +72,10 @@ class MadeUpDataset:
         return Vectors(rows, counts.cumsum(0) - counts, counts, torch.zeros(self.width))
 
 
-def histories(n_users: int, n_items: int, rng: np.random.Generator) -> list[np.ndarray]:
-    """Items of each user, oldest first."""
+def histories(n_users: int, n_items: int, rng: np.random.Generator, *, mean_length: float) -> list[np.ndarray]:
+    """Items of each user, oldest first: 5 + a geometric number of them."""
     popularity = 1 / np.arange(1, n_items) ** 0.8
-    lengths = 5 + rng.geometric(1 / 5.7, n_users) - 1
+    lengths = 5 + rng.geometric(1 / (mean_length - 4), n_users) - 1
     items = 1 + rng.permutation(n_items - 1)[rng.choice(n_items - 1, lengths.sum(), p=popularity / popularity.sum())]
     return np.split(items, lengths.cumsum()[:-1])
 
@@ -100,14 +100,9 @@ def training_batches(users: list[np.ndarray], size: int, n: int, rng: np.random.
 
 
 def build(stage: str, dataset: MadeUpDataset, **settings) -> MSM4SR:
-    class Settings(dict):
-        def __missing__(self, key):
-            return None
-
     torch.manual_seed(0)
-    return MSM4SR(
-        Settings({**yaml.safe_load(MODEL_YAML.read_text()), **RECBOLE, "train_stage": stage, **settings}), dataset
-    )
+    defaults = {**yaml.safe_load(MODEL_YAML.read_text()), **RECBOLE}
+    return MSM4SR(Settings({**defaults, "train_stage": stage, **settings}), dataset)
 
 
 # ---------------------------------------------------------------- clocks
@@ -155,11 +150,9 @@ def alternate(ours, literal, batches) -> tuple[list[float], list[float]]:
     return times[0][1:], times[1][1:]
 
 
-def largest_difference(stage: str, dataset: MadeUpDataset, batch) -> dict[str, float]:
-    """Between both models, dropout off: loss, largest gradient entry relative to its tensor's largest, largest
-    score."""
-    model = build(stage, dataset, **NO_DROPOUT)
-    literal = LiteralMSM4SR(model)
+def largest_differences(model, literal, batch) -> dict[str, float]:
+    """Between a model and its literal version, in which nothing is random: loss, gradient (relative to its tensor's
+    largest entry) and score."""
     found = []
     for each in (model, literal):
         torch.manual_seed(1)
@@ -171,6 +164,7 @@ def largest_difference(stage: str, dataset: MadeUpDataset, batch) -> dict[str, f
             found.append((loss.item(), gradients, each.eval().full_sort_predict(batch)[:, 1:]))
         model.train()
     (loss, own, scores), (literal_loss, theirs, literal_scores) = found
+    assert own.keys() == theirs.keys(), "one of the models leaves parameters without a gradient"
     largest = max(g.abs().max() for g in theirs.values())
     # A key's bias has the true gradient 0: compare with the largest gradient of all where a tensor's own is rounding.
     relative = [((own[n] - g).abs().max() / g.abs().max().clamp_min(1e-3 * largest)).item() for n, g in theirs.items()]
@@ -187,7 +181,7 @@ def largest_difference(stage: str, dataset: MadeUpDataset, batch) -> dict[str, f
 def compare(args: argparse.Namespace) -> dict[str, dict]:
     rng = np.random.default_rng(0)
     dataset = MadeUpDataset(n_items=args.items, n_rows=args.rows, width=args.width, ragged=args.ragged)
-    users = histories(13_101, args.items, rng)
+    users = histories(13_101, args.items, rng, mean_length=9.7)
     batches = training_batches(users, args.batch, args.repeats + 1, rng)
     evaluation = interaction([u[:-1] for u in users[: args.users]], [u[-1] for u in users[: args.users]])
     lengths = batches[0]["item_length"].double()
@@ -218,7 +212,8 @@ def compare(args: argparse.Namespace) -> dict[str, dict]:
     print(f"\n{'largest difference, no dropout':32s}{'loss':>10s}{'gradient':>10s}{'score':>9s}")
     small = {key: value[:256] for key, value in batches[0].items()}
     for stage in ("pretrain", "finetune"):
-        difference = largest_difference(stage, dataset, small)
+        model = build(stage, dataset, **NO_DROPOUT)
+        difference = largest_differences(model, LiteralMSM4SR(model), small)
         equal = difference["loss"] < 1e-4 and difference["gradient"] < 1e-3 and difference["score"] < 1e-4
         results[f"values, {stage}"] = {**difference, "equal": equal}
         print(

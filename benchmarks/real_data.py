@@ -107,8 +107,11 @@ def _sessions(
 
 
 def _text(folder: Path, sentence_model: str | None) -> None:
-    options = {"name": "sentence", "model": sentence_model} if sentence_model else {"name": "tfidf"}
-    print(make_feature(folder, "text", encoder=build_encoder(options.pop("name"), feature="text", **options)))
+    if sentence_model:
+        encoder = build_encoder("sentence", feature="text", model=sentence_model)
+    else:
+        encoder = build_encoder("tfidf", feature="text")
+    print(make_feature(folder, "text", encoder=encoder))
 
 
 DATASETS = {

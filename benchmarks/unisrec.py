@@ -28,9 +28,18 @@ import torch
 import yaml
 from torch import Tensor
 
-from benchmarks import RECBOLE_FIELDS
+from benchmarks import RECBOLE_FIELDS, Settings
 from benchmarks.literal_unisrec import LiteralUniSRec
-from benchmarks.msm4sr import MAX_LENGTH, Trained, alternate, interaction, memory_mib, total, training_batches
+from benchmarks.msm4sr import (
+    MAX_LENGTH,
+    Trained,
+    alternate,
+    histories,
+    interaction,
+    largest_differences,
+    memory_mib,
+    training_batches,
+)
 from recbole_mm.model.unisrec import UniSRec
 
 MEAN_LENGTH = 395_150 / 45_485
@@ -58,19 +67,7 @@ class MadeUpDataset:
         return rows
 
 
-def histories(n_users: int, n_items: int, rng: np.random.Generator) -> list[np.ndarray]:
-    """Items of each user, oldest first."""
-    popularity = 1 / np.arange(1, n_items) ** 0.8
-    lengths = 5 + rng.geometric(1 / (MEAN_LENGTH - 4), n_users) - 1
-    items = 1 + rng.permutation(n_items - 1)[rng.choice(n_items - 1, lengths.sum(), p=popularity / popularity.sum())]
-    return np.split(items, lengths.cumsum()[:-1])
-
-
 def build(stage: str, dataset: MadeUpDataset, **settings) -> UniSRec:
-    class Settings(dict):
-        def __missing__(self, key):
-            return None
-
     torch.manual_seed(0)
     defaults = {**yaml.safe_load(MODEL_YAML.read_text()), **RECBOLE}
     stage_settings = UniSRec.stage_names.get(stage, {"train_stage": stage})
@@ -81,7 +78,7 @@ def build(stage: str, dataset: MadeUpDataset, **settings) -> UniSRec:
 
 
 def refuse_unequal(stage: str, dataset: MadeUpDataset, batch) -> dict[str, float]:
-    """Largest differences between both models in loss, gradient (relative to its tensor's largest) and score.
+    """Largest differences between both models.
 
     Raises:
         AssertionError: they do not compute the same.
@@ -90,27 +87,9 @@ def refuse_unequal(stage: str, dataset: MadeUpDataset, batch) -> dict[str, float
     with torch.no_grad():  # away from where they start, at zero, which could hide mistakes
         for parameter in (model.adaptor.shift, model.adaptor.gate.weight):
             parameter.normal_(std=0.1)
-    found = []
-    for each in (model, LiteralUniSRec(model)):
-        torch.manual_seed(1)
-        model.zero_grad()
-        loss = total(each.calculate_loss(batch))
-        loss.backward()
-        gradients = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
-        with torch.no_grad():
-            found.append((loss.item(), gradients, each.eval().full_sort_predict(batch)[:, 1:]))
-        model.train()
-    (loss, own, scores), (literal_loss, theirs, literal_scores) = found
-    largest = max(g.abs().max() for g in theirs.values())
-    # A key's bias has the true gradient 0: compare with the largest gradient of all where a tensor's own is rounding.
-    relative = [((own[n] - g).abs().max() / g.abs().max().clamp_min(1e-3 * largest)).item() for n, g in theirs.items()]
-    difference = {
-        "loss": abs(loss - literal_loss),
-        "gradient": max(relative),
-        "score": (scores - literal_scores).abs().max().item(),
-    }
+    difference = largest_differences(model, LiteralUniSRec(model), batch)
     equal = difference["loss"] < 1e-4 and difference["gradient"] < 1e-3 and difference["score"] < 1e-4
-    assert equal and own.keys() == theirs.keys(), f"{stage}: the two models differ: {difference}"
+    assert equal, f"{stage}: the two models differ: {difference}"
     return difference
 
 
@@ -135,7 +114,8 @@ def made_up(args: argparse.Namespace) -> tuple[MadeUpDataset, list[np.ndarray], 
     """Items, histories and training batches."""
     rng = np.random.default_rng(0)
     dataset = MadeUpDataset(n_items=args.items, width=args.width)
-    users = histories(max(args.users, round(45_485 * args.scale)), args.items, rng)
+    n_users = max(args.users, round(45_485 * args.scale))
+    users = histories(n_users, args.items, rng, mean_length=MEAN_LENGTH)
     return dataset, users, training_batches(users, args.batch, args.repeats + 1, rng)
 
 

@@ -188,9 +188,10 @@ def require_file(path: str | Path) -> None:
 
 
 def group_of(device: torch.device) -> Any:
+    """The group that tensors of this device go through: one of NCCL, made on first use, or None, which is gloo's."""
     global _nccl
     if device.type != "cuda":
-        return None  # the group of all, gloo
+        return None
     if _nccl is None:
         _nccl = torch.distributed.new_group(backend="nccl")
     return _nccl

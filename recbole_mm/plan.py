@@ -66,6 +66,11 @@ class Job:
         knocked_out = f", knocked out {self.knockout}" if self.knockout else ""
         return f"{self.model}{variant} on {Path(self.dataset).name}, seed {self.seed}{knocked_out}"
 
+    @property
+    def group(self) -> str:
+        """The same for jobs that differ in seed and knock-out alone."""
+        return json.dumps([self.model, self.dataset, self.settings], sort_keys=True, default=str)
+
     def all_settings(self) -> dict[str, Any]:
         """Those given for the run, with its seed and its knock-out."""
         knocked_out = {} if self.knockout is None else {"knockout": self.knockout}
@@ -373,12 +378,11 @@ def facts_of(jobs: Sequence[Job]) -> Iterator[Facts]:
     known: dict[str, Facts] = {}
     fingerprints: dict[Path, str] = {}
     for job in jobs:
-        key = json.dumps([job.model, job.dataset, job.settings], sort_keys=True, default=str)
-        if key not in known:
+        if job.group not in known:
             config = job.config()
             folder = Path(config.folder).resolve()
             fingerprints.setdefault(folder, data_fingerprint(config.folder))
-            known[key] = Facts(
+            known[job.group] = Facts(
                 plain(config.final_config_dict),
                 plain(config.external_config_dict),
                 identity_of(config),
@@ -387,22 +391,17 @@ def facts_of(jobs: Sequence[Job]) -> Iterator[Facts]:
                 inputs_of(config),
             )
         own = {"seed": job.seed, "knockout": job.knockout}
-        facts = known[key]
+        facts = known[job.group]
         given = {key: value for key, value in facts.given.items() if key not in own}
         given |= {key: value for key, value in own.items() if value is not None}
         yield facts._replace(settings=facts.settings | own, given=given)
 
 
-def done_already(job: Job, records: Sequence[RunRecord]) -> RunRecord | None:
-    """The newest record of this job: same settings, seed and knock-out, from what the folder has now.
-
-    After a search, the budget in the record is that of the search too.
-    """
-    return find_done([job], records)[0]
-
-
 def find_done(jobs: Sequence[Job], records: Sequence[RunRecord]) -> list[RunRecord | None]:
-    """For each job what `done_already` says; failed runs are not done."""
+    """For each job its newest record: same settings, seed and knock-out, from what the folder has now.
+
+    After a search, the budget in the record is that of the search too. Failed runs are not done.
+    """
     by_identity: dict[tuple, list[RunRecord]] = {}
     for record in records:
         if record.status == "done" and record.test:

@@ -5,7 +5,6 @@ RecBole's own ``quick_start`` is not imported, because it imports ray.
 
 from __future__ import annotations
 
-import importlib
 import json
 import logging
 import platform
@@ -42,6 +41,7 @@ from recbole_mm.records import RUNS_FILE, RunRecord, append, per_user_file, writ
 from recbole_mm.resuming import check_same_data, resumed_config
 from recbole_mm.settings import parse_value, read_settings
 from recbole_mm.trainer import StageResult, Trainer, load_last_state
+from recbole_mm.version import __version__
 
 STAGE_NAMES = {"pretrain": "pre-training", "finetune": "fine-tuning", "train": "training"}
 
@@ -343,10 +343,7 @@ def _write_rows(outcome: Outcome, runs_file: Path | str | None, run_id: str) -> 
 def installed_versions() -> dict[str, str]:
     """Of what a result may depend on, by name."""
     packages = {name: version(name) for name in ("recbole", "torch", "numpy", "pandas")}
-    return packages | {
-        "recbole_mm": importlib.import_module("recbole_mm").__version__,
-        "python": platform.python_version(),
-    }
+    return packages | {"recbole_mm": __version__, "python": platform.python_version()}
 
 
 def command_of(model: str, dataset: str, given: Mapping[str, Any]) -> str:

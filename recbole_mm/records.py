@@ -63,7 +63,8 @@ class RunRecord:
             user alone; medians, item tower computed before.
         slices: metrics of parts of the test rows, {"popularity": {"head": {"n": 12, "recall@20": …}}}.
         per_user: file with the values of each test row, relative to the folder of the runs file; "" for none.
-        budget: of the search that chose the settings: {"trials", "seconds", "space_hash", "sampler"}; empty for none.
+        budget: of the search that chose the settings, with "trials", "seconds", "space_hash", "sampler" and more, see
+            `search.SearchResult`; empty for none.
         warnings: what a reader of the result must know, such as constant scores.
         command: repeats the run.
     """

@@ -25,7 +25,7 @@ import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import IO, Any
 
@@ -150,7 +150,7 @@ def _on_its_gpu(job: Job, place: int) -> Job:
     gpus = [gpu.strip() for gpu in str(job.settings.get("gpu_id") or "").split(",") if gpu.strip()]
     if len(gpus) < 2 or int(job.settings.get("nproc") or 1) > 1:
         return job
-    return Job(**{**vars(job), "settings": {**job.settings, "gpu_id": gpus[place % len(gpus)]}})
+    return replace(job, settings={**job.settings, "gpu_id": gpus[place % len(gpus)]})
 
 
 class _Child:

@@ -115,9 +115,9 @@ def search_for(
     """
     groups = _distinct(jobs)
     results = _results(groups, space, n_trials, seconds, n_jobs or 1, Path(runs_file))
-    found = {_group(group): result for group, result in zip(groups, results, strict=True)}
+    found = {job.group: result for job, result in zip(groups, results, strict=True)}
     return [
-        replace(job, settings={**job.settings, **found[_group(job)].settings}, budget=found[_group(job)].budget)
+        replace(job, settings={**job.settings, **found[job.group].settings}, budget=found[job.group].budget)
         for job in jobs
     ]
 
@@ -126,12 +126,8 @@ def _distinct(jobs: Sequence[Job]) -> list[Job]:
     """One job for each model, dataset and settings, of the first seed and with nothing knocked out."""
     first: dict[str, Job] = {}
     for job in jobs:
-        first.setdefault(_group(job), replace(job, knockout=None))
+        first.setdefault(job.group, replace(job, knockout=None))
     return [*first.values()]
-
-
-def _group(job: Job) -> str:
-    return json.dumps([job.model, job.dataset, job.settings], sort_keys=True, default=str)
 
 
 def _results(

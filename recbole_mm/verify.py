@@ -35,7 +35,6 @@ machine gave up, 5 interrupted
 """
 _SHOWN = 5  # runs, where the one asked for is not found
 _ROUNDED = 1e-5  # records hold metrics rounded to six places
-_SAID_AFTER = {"inputs"}  # in a record's settings, but found out by the run
 
 
 class Line(NamedTuple):
@@ -318,7 +317,7 @@ def _settings_of(record: RunRecord, folder: Path) -> tuple[dict[str, Any], list[
     now = plain(config.final_config_dict)
     asked = {**given}
     for key, then in sorted(record.settings.items()):
-        if key in NOT_IDENTITY | _SAID_AFTER or key not in now or now[key] == then:
+        if key in NOT_IDENTITY or key not in now or now[key] == then:
             continue
         if key == "topk" and then == [k for k in now["topk"] if k in then]:
             continue  # cut to fit the catalogue

@@ -14,8 +14,20 @@ from recbole_mm.config import Config
 from recbole_mm.data.files import read_table, write_table
 from recbole_mm.data.layout import write_feature
 from recbole_mm.errors import DatasetError, SettingError
-from recbole_mm.plan import Job, done_already, facts_of, find_failed, knockouts_of, make_plan
+from recbole_mm.leaderboard.rows import FLOORS as FLOORS_OF_BOARDS
+from recbole_mm.plan import (
+    CONTENT_FLOOR,
+    FLOORS,
+    FLOORS_OF_SESSIONS,
+    Job,
+    facts_of,
+    find_done,
+    find_failed,
+    knockouts_of,
+    make_plan,
+)
 from recbole_mm.quick_start import command_of, run
+from recbole_mm.records import RunRecord
 from recbole_mm.settings import parse_arguments
 
 SMALL = {**TINY, "epochs": 1}
@@ -181,6 +193,10 @@ def test_floors_come_after_the_models_and_before_the_knock_outs(planted):
     assert [job.settings["feature"] for job in plan if job.model == "ContentKNN"] == ["image", "image", "text", "text"]
 
 
+def test_a_board_knows_the_floors_of_a_plan():
+    assert {*FLOORS, *FLOORS_OF_SESSIONS, CONTENT_FLOOR} == {*FLOORS_OF_BOARDS}
+
+
 def test_a_split_folder_has_one_floor_more(splits):
     plan = make_plan(["SASRec"], ["splits"], floors=True, tell=silent)
     assert "SessionPopularity" in [job.model for job in plan]
@@ -293,6 +309,10 @@ def recorded(tmp_path_factory):
         write_planted(folder / "dataset" / "other", image=False)
         (job,) = make_plan(["MSM4SR"], ["other"], settings={**SMALL, "train_stage": "finetune"})
         return job, run(job.model, job.dataset, settings=job.all_settings(), runs_file=None)
+
+
+def done_already(job: Job, records: list[RunRecord]) -> RunRecord | None:
+    return find_done([job], records)[0]
 
 
 def test_another_setting_seed_or_knock_out_is_not_done(recorded, other):

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import math
+import subprocess
+import sys
+import textwrap
 from pathlib import Path
 
 import pytest
@@ -346,10 +349,6 @@ def test_models_that_count_are_not_searched_by_how_others_learn(planted, trained
 
 
 def test_two_searches_do_not_spend_one_budget_twice(planted, trained, monkeypatch):
-    import subprocess
-    import sys
-    import textwrap
-
     search("MSM4SR", "planted", space_file(), n_trials=1, settings=SETTINGS)
     (file,) = Path("results/search").glob("*.log")
     code = f"""

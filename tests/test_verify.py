@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -22,23 +23,17 @@ RUNS = Path("results/runs.jsonl")
 @pytest.fixture(scope="module")
 def recorded(tmp_path_factory) -> Path:
     """A folder with a dataset, a run of MSM4SR and its record, made once; tests work on copies."""
-    import os
-
-    folder, before = tmp_path_factory.mktemp("recorded"), Path.cwd()
+    folder = tmp_path_factory.mktemp("recorded")
     write_planted(folder / "dataset" / "planted")
-    os.chdir(folder)
-    try:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
         run("MSM4SR", "planted", settings={**SETTINGS, "seed": 3, "knockout": "image:noise"}, run_id="abcdef012345")
-    finally:
-        os.chdir(before)
     return folder
 
 
 @pytest.fixture
 def here(recorded, tmp_path) -> Path:
     """A copy of it, in the test's own working directory."""
-    import shutil
-
     shutil.copytree(recorded, tmp_path, dirs_exist_ok=True)
     return tmp_path
 

@@ -70,7 +70,7 @@ def averaged_over_seeds(files: Sequence[Path]) -> TestValues:
     for number, file in enumerate(files):
         rows = read_per_user(file)
         for metric, values in rows.values.items():
-            if len(values) != len(rows.user) or not np.isfinite(values).all():
+            if not np.isfinite(values).all():
                 raise DatasetError(f"{Path(file).name}: {metric} is not a finite number for every test row")
         if number == 0:
             user, target, sums = rows.user, rows.target, {name: v.astype(np.float64) for name, v in rows.values.items()}

@@ -43,12 +43,7 @@ from torch import Tensor, nn
 
 from recbole_mm.errors import SettingError
 from recbole_mm.model.base import MultimodalRecommender
-from recbole_mm.model.layers import (
-    SequenceEncoder,
-    drop_items,
-    scaled,
-    valid_positions,
-)
+from recbole_mm.model.layers import SequenceEncoder, drop_items, scaled, valid_positions
 from recbole_mm.model.losses import next_item_loss, unit_length
 from recbole_mm.model.whitening import WhitenedRows, WhiteningAdaptor
 

@@ -53,8 +53,9 @@ class WhiteningAdaptor(nn.Module):
         self.gate = nn.Linear(width_in, n_experts, bias=False)
         self.noise = nn.Linear(width_in, n_experts, bias=False) if gate_noise else None
         nn.init.normal_(self.weight, std=initializer_range)
-        for start in filter(None, (self.gate, self.noise)):
-            nn.init.zeros_(start.weight)
+        nn.init.zeros_(self.gate.weight)
+        if self.noise is not None:
+            nn.init.zeros_(self.noise.weight)
 
     @property
     def drops(self) -> bool:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import json
 import math
 import random
@@ -207,9 +209,6 @@ def test_the_page_is_one_file_that_loads_nothing(tmp_path):
 
 
 def test_the_content_security_policy_allows_this_script_and_style_only():
-    import base64
-    import hashlib
-
     text = page_text(small_board())
     policy = re.search(r'http-equiv="Content-Security-Policy" content="([^"]+)"', text)[1]
     assert policy.startswith("default-src 'none';") and "unsafe" not in policy and "connect-src" not in policy

@@ -3,12 +3,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from benchmarks import Settings
 from recbole_mm.model.base import MultimodalRecommender, full_softmax_loss
-
-
-class Settings(dict):
-    def __missing__(self, key):
-        return None
 
 
 class Toys:

@@ -8,22 +8,14 @@ import torch.nn.functional as F
 import yaml
 from torch import Tensor, nn
 
+from benchmarks import RECBOLE_FIELDS, Settings
 from benchmarks.literal_msm4sr import LiteralMSM4SR
 from recbole_mm.errors import DatasetError
 from recbole_mm.model.msm4sr import MSM4SR, Content
 
 N_ITEMS, MAX_LENGTH = 20, 12
 MODEL_YAML = Path(__file__).parents[2] / "properties" / "model" / "MSM4SR.yaml"
-RECBOLE = {
-    "USER_ID_FIELD": "user_id",
-    "ITEM_ID_FIELD": "item_id",
-    "LIST_SUFFIX": "_list",
-    "ITEM_LIST_LENGTH_FIELD": "item_length",
-    "NEG_PREFIX": "neg_",
-    "MAX_ITEM_LIST_LENGTH": MAX_LENGTH,
-    "device": "cpu",
-    "dataset": "toys",
-}
+RECBOLE = {**RECBOLE_FIELDS, "MAX_ITEM_LIST_LENGTH": MAX_LENGTH, "dataset": "toys"}
 SMALL = {"hidden_size": 8, "inner_size": 16, "n_experts": 3, "attention_size": 4, "initializer_range": 0.3}
 NO_DROPOUT = {"hidden_dropout_prob": 0.0, "attn_dropout_prob": 0.0, "adaptor_dropout": 0.0}
 # So little that nothing is dropped: the path of dropout, the values of none.
@@ -35,11 +27,6 @@ class Vectors(NamedTuple):
     starts: Tensor
     counts: Tensor
     fallback: Tensor
-
-
-class Settings(dict):
-    def __missing__(self, key):
-        return None
 
 
 class Toys:

@@ -15,7 +15,6 @@ from test_msm4sr import (
     RECBOLE,
     SMALL,
     VARIANTS,
-    Settings,
     Toys,
     Vectors,
     batch,
@@ -24,7 +23,7 @@ from test_msm4sr import (
 )
 from torch import nn
 
-from benchmarks import literal_msm4sr
+from benchmarks import Settings, literal_msm4sr
 from benchmarks.literal_msm4sr import LiteralMSM4SR
 from recbole_mm.model.layers import FeatureRows, drop_items
 from recbole_mm.model.msm4sr import MSM4SR

@@ -10,8 +10,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 import yaml
+from test_msm4sr import MAX_LENGTH, N_ITEMS, RECBOLE, batch, gradients, total
 from torch import Tensor, nn
 
+from benchmarks import Settings
 from benchmarks.literal_unisrec import LiteralUniSRec
 from recbole_mm import checkpoint
 from recbole_mm.config import Config
@@ -26,28 +28,13 @@ from recbole_mm.released_weights import Order, import_released
 
 from conftest import TINY, write_planted  # isort: skip
 
-N_ITEMS, MAX_LENGTH, WIDTH = 20, 12, 6
+WIDTH = 6
 MODEL_YAML = Path(__file__).parents[2] / "properties" / "model" / "UniSRec.yaml"
-RECBOLE = {
-    "USER_ID_FIELD": "user_id",
-    "ITEM_ID_FIELD": "item_id",
-    "LIST_SUFFIX": "_list",
-    "ITEM_LIST_LENGTH_FIELD": "item_length",
-    "NEG_PREFIX": "neg_",
-    "MAX_ITEM_LIST_LENGTH": MAX_LENGTH,
-    "device": "cpu",
-    "dataset": "toys",
-}
 SMALL = {"hidden_size": 8, "inner_size": 16, "n_experts": 3, "initializer_range": 0.3}
 NOTHING_RANDOM = {"hidden_dropout_prob": 0.0, "attn_dropout_prob": 0.0, "adaptor_dropout": 0.0, "gate_noise": False}
 # So little that nothing is dropped: the path of dropout, the values of none.
 IDLE_DROPOUT = {**NOTHING_RANDOM, "adaptor_dropout": 1e-6}
 RUN = {**TINY, "n_experts": 3, "pretrain_epochs": 1, "epochs": 1}
-
-
-class Settings(dict):
-    def __missing__(self, key):
-        return None
 
 
 class Toys:
@@ -78,25 +65,6 @@ def built(stage="transductive_ft", **settings):
         if any(part in name for part in ("gate", "noise", "shift", "norm", "Norm", "bias")):
             nn.init.normal_(parameter, mean=float("Norm.weight" in name), std=0.5)
     return model
-
-
-def batch(lengths=(1, 12, 3, 3, 7, 2, 1, 5), seed=0):
-    generator = torch.Generator().manual_seed(seed)
-    lengths = torch.tensor(lengths)
-    item_seq = torch.randint(1, N_ITEMS, (len(lengths), MAX_LENGTH), generator=generator)
-    item_seq[torch.arange(MAX_LENGTH) >= lengths.unsqueeze(1)] = 0
-    targets = torch.randint(1, 6, (len(lengths),), generator=generator)  # so few that some rows share theirs
-    return {"item_id_list": item_seq, "item_length": lengths, "item_id": targets}
-
-
-def total(losses):
-    return losses if isinstance(losses, Tensor) else sum(losses)
-
-
-def gradients(model, loss):
-    model.zero_grad()
-    loss.backward()
-    return {name: None if p.grad is None else p.grad.clone() for name, p in model.named_parameters()}
 
 
 def random_rows(*shape, seed=0):
