@@ -33,8 +33,12 @@ def locked(folder: Path) -> Iterator[None]:
     try:
         lock.acquire()
     except Timeout as error:
-        who = owner.read_text() if owner.is_file() else "another process"
-        raise DatasetError(f"{folder} is being written by {who}; wait until it is done, or stop it first") from error
+        who = ""
+        with suppress(FileNotFoundError):
+            who = owner.read_text()  # empty, if the other process is just about to write it
+        raise DatasetError(
+            f"{folder} is being written by {who or 'another process'}; wait until it is done, or stop it first"
+        ) from error
     try:
         owner.write_text(f"process {os.getpid()} on {socket.gethostname()}")
         yield

@@ -349,7 +349,8 @@ def test_two_processes_do_not_write_one_dataset(folder, images):
     )
     other = subprocess.Popen([sys.executable, "-c", code, folder], cwd=REPOSITORY, stdin=subprocess.PIPE)
     try:
-        while not (folder.parent / ".shop.owner").exists():
+        owner = folder.parent / ".shop.owner"
+        while not (owner.exists() and owner.read_text()):
             time.sleep(0.01)
         with pytest.raises(DatasetError, match="is being written by process"):
             take(folder, images)
