@@ -47,7 +47,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
         run(
             args.model, args.dataset, (args.config_files or "").split(), settings,
-            origins=origins, resume=args.resume, runs_file=args.runs_file,
+            origins=origins, resume=args.resume, runs_file=args.runs_file, profile=args.profile,
         )  # fmt: skip
         return 0
     except (RecBoleMMError, OSError, MemoryError) as error:
@@ -78,6 +78,8 @@ def _run_product(args: argparse.Namespace, settings: dict[str, Any], origins: di
 
     if distributed.place() is not None:
         raise SettingError("torchrun shares one run; start several without it, and add --nproc=2 to share each of them")
+    if args.profile:
+        raise SettingError("--profile looks into one run; name one model and one dataset, and no --seeds")
     if args.resume is not None:
         raise SettingError("--resume continues one run; the same command again continues many")
     return run_product(
@@ -112,6 +114,9 @@ def _parser() -> argparse.ArgumentParser:
         "--runs-file", metavar="FILE", type=Path, default=RUNS_FILE,
         help="where a line is written for every run, %(default)s",
     )  # fmt: skip
+    parser.add_argument(
+        "--profile", action="store_true", help="watch some steps: tell what costs most, write traces for a browser"
+    )
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     parser.add_argument("--help", "-h", action="store_true", help="this text, models, datasets found")
     many = parser.add_argument_group(

@@ -205,7 +205,7 @@ class LiteralMMSBR(nn.Module):
         mean_context, variance_context = self.price_attention(mean, variance, mask)  # [B, L, D] each
         mean_out = self.price_norm(mean_context + mean_rows)
         variance_out = self.price_norm(variance_context + variance_rows)
-        last = (torch.arange(len(item_seq)), item_seq_len - 1)
+        last = (torch.arange(len(item_seq), device=item_seq.device), item_seq_len - 1)
         return mean_out[last], positive(variance_out[last])
 
     # ------------------------------------------------ losses and scores

@@ -56,14 +56,14 @@ class LiteralMSM4SR(nn.Module):
         targets = [adapt(a, e, self.training)[target] for a, e in zip(adaptors, pooled, strict=True)]  # [B, D] each
         inputs = [adapt(a, e[item_seq], self.training) for a, e in zip(adaptors, pooled, strict=True)]  # [B, L, D] each
         if self.training and model.use_mixup and len(inputs) == 2:
-            prob = torch.rand(()) * model.mixup_max
+            prob = torch.rand((), device=item_seq.device) * model.mixup_max
             swap = torch.zeros_like(item_seq, dtype=torch.bool)  # [B, L]
-            swap[item_seq > 0] = torch.rand(int((item_seq > 0).sum())) < prob
+            swap[item_seq > 0] = torch.rand(int((item_seq > 0).sum()), device=item_seq.device) < prob
             swap = swap.unsqueeze(-1).to(inputs[0].dtype)
             text, image = inputs
             inputs = [(1 - swap) * text + swap * image, (1 - swap) * image + swap * text]
         sequences = [self.encode(x, item_seq, item_seq_len) for x in inputs]
-        same = (target[:, None] == target[None, :]) & ~torch.eye(len(target), dtype=torch.bool)
+        same = (target[:, None] == target[None, :]) & ~eye(target)
         if model.projections:
             spaces = [[project(s) for s in sequences] for project in model.projections.values()]
             nip = sum(pooled_nip(space, z, same, model.temperature) for space, z in zip(spaces, targets, strict=True))
@@ -100,7 +100,7 @@ def padded_rows(features: nn.Module) -> tuple[Tensor, Tensor]:
     """Scaled rows of each item, padded with zeros [N, T, F], and which are real [N, T]."""
     counts, starts = features.counts.tolist(), features.starts.tolist()
     rows = features.rows.new_zeros(len(counts), max(counts), features.rows.shape[1])
-    valid = torch.zeros(rows.shape[:2], dtype=torch.bool)
+    valid = torch.zeros(rows.shape[:2], dtype=torch.bool, device=rows.device)
     for item, (start, count) in enumerate(zip(starts, counts, strict=True)):
         rows[item, :count] = scaled(features, features.rows[start : start + count], slice(start, start + count))
         valid[item, :count] = True
@@ -141,11 +141,12 @@ def sasrec(encoder: nn.Module, x: Tensor, item_seq: Tensor, item_seq_len: Tensor
     """At full length, of both literal models: [B, L, D] -> [B, D]."""
     length = x.shape[1]
     x = F.dropout(encoder.LayerNorm(x + encoder.position_embedding.weight[:length]), encoder.dropout.p, training)
-    visible = (item_seq > 0)[:, None, None, :] & torch.ones(length, length, dtype=torch.bool).tril()  # [B, 1, L, L]
+    causal = torch.ones(length, length, dtype=torch.bool, device=x.device).tril()
+    visible = (item_seq > 0)[:, None, None, :] & causal  # [B, 1, L, L]
     mask = torch.where(visible, 0.0, -10000.0)
     for layer in encoder.trm_encoder.layer:
         x = plain_layer(layer, x, mask, training)
-    return x[torch.arange(len(x)), item_seq_len - 1]
+    return x[torch.arange(len(x), device=x.device), item_seq_len - 1]
 
 
 def plain_layer(layer: TransformerLayer, x: Tensor, mask: Tensor, training: bool) -> Tensor:
@@ -174,10 +175,15 @@ def pooled_nip(anchors: list[Tensor], targets: Tensor, same: Tensor, temperature
     return -(above / below).log().mean()
 
 
+def eye(rows: Tensor) -> Tensor:
+    """[B, B] bool, True where a row meets itself."""
+    return torch.eye(len(rows), dtype=torch.bool, device=rows.device)
+
+
 def cmcl(text: Tensor, image: Tensor, temperature: float) -> Tensor:
     """Both directions, as written in the formula."""
     text, image = F.normalize(text, dim=-1), F.normalize(image, dim=-1)
-    others = ~torch.eye(len(text), dtype=torch.bool)
+    others = ~eye(text)
     total = 0.0
     for a, b in ((text, image), (image, text)):
         across, within = (a @ b.T / temperature).exp(), (a @ a.T / temperature).exp()

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from benchmarks.literal_msm4sr import sasrec
+from benchmarks.literal_msm4sr import eye, sasrec
 
 
 class LiteralUniSRec(nn.Module):
@@ -44,7 +44,7 @@ class LiteralUniSRec(nn.Module):
             vectors = torch.where(dropped, model.features_with_words_dropped[new % model.n_items], vectors)
         augmented = self.encode(adapt(model.adaptor, vectors, self.training), new, new_len)
         targets = adapt(model.adaptor, model.features[target], self.training)  # [B, D]
-        same = (target[:, None] == target[None, :]) & ~torch.eye(len(target), dtype=torch.bool)
+        same = (target[:, None] == target[None, :]) & ~eye(target)
         seq_item = contrast(sequences, targets, same, model.temperature)
         return seq_item + model.seq_seq_weight * contrast(sequences, augmented, same, model.temperature)
 

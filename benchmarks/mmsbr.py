@@ -30,13 +30,14 @@ import subprocess
 import sys
 import time
 import warnings
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from benchmarks.calibration import Calibration, calibrate
+from benchmarks.clocks import Trained, alternate, memory_mib, times_as_fast, total
 from benchmarks.literal_mmsbr import CUTOFFS, LiteralMMSBR
 from benchmarks.mmsbr_models import (
     ENCODER_WIDTH,
@@ -56,6 +57,7 @@ from benchmarks.mmsbr_models import (
     sessions,
     trimmed,
 )
+from benchmarks.results import write_json
 
 CLEAN = "MMSBR, not the same maths"
 RELEASED_BATCH, LARGE_BATCH = 100, 512
@@ -69,10 +71,6 @@ QUICK = {
 
 
 # ---------------------------------------------------------------- equal values
-
-
-def total(losses) -> Tensor:
-    return losses if isinstance(losses, Tensor) else sum(losses)
 
 
 def differences(n_items: int, batch: dict[str, Tensor], dtype: torch.dtype) -> dict[str, float]:
@@ -117,32 +115,7 @@ def check_equality(n_items: int, batch_size: int) -> dict[str, dict]:
     return results
 
 
-# ---------------------------------------------------------------- clocks
-
-
-class Trained:
-    """A model with its optimizer: one call, one step."""
-
-    def __init__(self, model: nn.Module, *, anomaly_mode: bool = False) -> None:
-        self.model, self.anomaly_mode = model.train(), anomaly_mode
-        self.optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
-
-    def __call__(self, batch: dict[str, Tensor]) -> None:
-        with torch.autograd.set_detect_anomaly(self.anomaly_mode):
-            self.optimizer.zero_grad()
-            total(self.model.calculate_loss(batch)).backward()
-            self.optimizer.step()
-
-
-def alternate(runs: dict[str, Callable], batches: list) -> dict[str, list[float]]:
-    """Wall-clock seconds of each call; the first batch is for warming up."""
-    seconds: dict[str, list[float]] = {name: [] for name in runs}
-    for batch in batches:
-        for name, run in runs.items():
-            begin = time.perf_counter()
-            run(batch)
-            seconds[name].append(time.perf_counter() - begin)
-    return {name: times[1:] for name, times in seconds.items()}
+# ---------------------------------------------------------------- evaluation
 
 
 def evaluate(model: nn.Module, batches: list[dict[str, Tensor]]) -> dict[str, float]:
@@ -167,17 +140,6 @@ def evaluate(model: nn.Module, batches: list[dict[str, Tensor]]) -> dict[str, fl
 # ---------------------------------------------------------------- cost
 
 
-def gemm_rate(size: int = 2048, repeats: int = 10) -> float:
-    """FLOP per second of a product of square matrices, the best of some."""
-    a = torch.randn(size, size)
-    seconds = []
-    for _ in range(repeats):
-        begin = time.perf_counter()
-        a @ a
-        seconds.append(time.perf_counter() - begin)
-    return 2 * size**3 / min(seconds)
-
-
 def step_flop(n_items: int, batch_size: int, *, released: bool = False, clean: bool = False) -> float:
     """Of a training step's matrix products, a backward pass counted as two forward passes.
 
@@ -192,12 +154,6 @@ def step_flop(n_items: int, batch_size: int, *, released: bool = False, clean: b
     scoring = 6 * batch_size * n_items * d
     maps = 2 * n_items * len(FEATURES) * ENCODER_WIDTH * d if clean else 0
     return 3 * tower + contrast + contrast_backward + 3 * scoring + 2 * maps
-
-
-def memory_mib(entry: str) -> float:
-    """Linux's count for this process: VmRSS now, VmHWM at its highest. `getrusage` would include the parent's."""
-    status = Path("/proc/self/status").read_text()
-    return int(status.split(f"{entry}:")[1].split()[0]) / 1024
 
 
 def measure_memory(which: str, n_items: int, batch_size: int, *, n_steps: int, tower_chunk: int) -> None:
@@ -247,24 +203,21 @@ def check_many_items(args) -> dict[str, dict]:
 # ---------------------------------------------------------------- the run
 
 
-def compare(args: argparse.Namespace) -> dict[str, dict]:
+def compare(args: argparse.Namespace, calibration: Calibration) -> dict[str, dict]:
     n_items, rng = args.items, np.random.default_rng(0)
     literal = build_literal(n_items)
     pairs = torch.stack(prices_and_categories(n_items)).unique(dim=1).shape[1]
-    rate = gemm_rate()
-    print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, matrix products {rate / 1e9:.0f} GFLOP/s")
+    print(f"torch {torch.__version__}, {calibration}")
     levels, categories = literal.price_mean.num_embeddings, literal.category.num_embeddings
     print(f"{n_items:,} items, {levels} price levels x {categories} categories in {pairs} pairs")
-    results: dict[str, dict] = {"calibration": {"threads": torch.get_num_threads(), "gemm_gflops": rate / 1e9}}
-    results |= check_equality(n_items, args.batch)
-
-    results |= compare_steps(args, literal, rate, rng)
+    results = check_equality(n_items, args.batch)
+    results |= compare_steps(args, literal, calibration, rng)
     results |= compare_evaluation(args, literal, rng)
     results |= compare_memory(args)
     return results
 
 
-def compare_steps(args, literal: LiteralMMSBR, rate: float, rng: np.random.Generator) -> dict[str, dict]:
+def compare_steps(args, literal: LiteralMMSBR, calibration: Calibration, rng: np.random.Generator) -> dict[str, dict]:
     n_items, batch, large = args.items, args.batch, args.large_batch
     released, fast = Released(copy.deepcopy(literal)), build_fast(literal)
     runs = {
@@ -285,15 +238,16 @@ def compare_steps(args, literal: LiteralMMSBR, rate: float, rng: np.random.Gener
         median = statistics.median(seconds)
         size = large if name in large_runs else batch
         flop = step_flop(n_items, size, released="released" in name, clean=name.startswith(CLEAN))
-        results[name] = {"seconds": median, "samples": seconds, "gflop": flop / 1e9, "of_rate": flop / median / rate}
+        share = calibration.fraction(flop, median)
+        results[name] = {"seconds": median, "samples": seconds, "gflop": flop / 1e9, "of_rate": share}
         text = f"{name:40s}{median:9.3f}s"
         if "released" in name:
-            factor = statistics.median(a / b for a, b in zip(seconds, times["ours"], strict=True))
+            factor = times_as_fast(times["ours"], seconds)
             results[name]["factor"] = factor
             text += f"{factor:9.2f}x"
         else:
             text += " " * 10
-        print(f"{text}{flop / 1e9:10.0f}{flop / median / rate:10.0%}")
+        print(f"{text}{flop / 1e9:10.0f}{share:10.0%}")
 
     steps, large_steps = math.ceil(args.train_sessions / batch), math.ceil(args.train_sessions / large)
     epochs = {name: results[name]["seconds"] * (large_steps if name in large_runs else steps) for name in times}
@@ -379,9 +333,10 @@ def main() -> None:
     if args.memory:
         measure_memory(args.memory, args.items, args.batch, n_steps=args.steps, tower_chunk=args.tower_chunk)
         return
-    results = check_many_items(args) if args.tower_items else compare(args)
+    calibration = calibrate()
+    results = check_many_items(args) if args.tower_items else compare(args, calibration)
     if args.json:
-        args.json.write_text(json.dumps(results, indent=1) + "\n")
+        write_json(args.json, results, calibration)
 
 
 if __name__ == "__main__":

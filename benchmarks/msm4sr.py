@@ -28,7 +28,10 @@ import yaml
 from torch import Tensor
 
 from benchmarks import RECBOLE_FIELDS, Settings
+from benchmarks.calibration import calibrate
+from benchmarks.clocks import Evaluated, Trained, alternate, memory_mib, times_as_fast, total
 from benchmarks.literal_msm4sr import LiteralMSM4SR
+from benchmarks.results import write_json
 from recbole_mm.data.files import write_table
 from recbole_mm.data.layout import write_feature
 from recbole_mm.model.layers import FeatureRows
@@ -105,49 +108,7 @@ def build(stage: str, dataset: MadeUpDataset, **settings) -> MSM4SR:
     return MSM4SR(Settings({**defaults, "train_stage": stage, **settings}), dataset)
 
 
-# ---------------------------------------------------------------- clocks
-
-
-def total(losses) -> Tensor:
-    return losses if isinstance(losses, Tensor) else sum(losses)
-
-
-class Trained:
-    """A model with its optimizer: one call, one step."""
-
-    def __init__(self, model) -> None:
-        self.model = model.train()
-        trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-        self.optimizer = torch.optim.Adam(trained, lr=1e-4)
-
-    def __call__(self, batch) -> None:
-        self.optimizer.zero_grad()
-        total(self.model.calculate_loss(batch)).backward()
-        self.optimizer.step()
-
-
-class Evaluated:
-    """A whole evaluation: item tower and scores of each batch."""
-
-    def __init__(self, model) -> None:
-        self.model = model
-
-    @torch.no_grad()
-    def __call__(self, batch) -> None:
-        self.model.train()
-        self.model.eval()  # as after an epoch: nothing is left from the last evaluation
-        self.model.full_sort_predict(batch)
-
-
-def alternate(ours, literal, batches) -> tuple[list[float], list[float]]:
-    """Seconds of each call; the first batch is for warming up."""
-    times = ([], [])
-    for batch in batches:
-        for run, seconds in zip((ours, literal), times, strict=True):
-            begin = time.perf_counter()
-            run(batch)
-            seconds.append(time.perf_counter() - begin)
-    return times[0][1:], times[1][1:]
+# ---------------------------------------------------------------- values
 
 
 def largest_differences(model, literal, batch) -> dict[str, float]:
@@ -199,13 +160,12 @@ def compare(args: argparse.Namespace) -> dict[str, dict]:
     for name, stage, clock, data in (
         ("pre-training step", "pretrain", Trained, batches),
         ("fine-tuning step", "finetune", Trained, batches),
-        (f"evaluation of {args.users} users", "finetune", Evaluated, [evaluation] * (args.repeats + 1)),
+        (f"evaluation of {args.users} users", "finetune", Evaluated, [[evaluation]] * (args.repeats + 1)),
     ):
         model = build(stage, dataset)
-        ours, literal = clock(model), clock(LiteralMSM4SR(copy.deepcopy(model)))
-        own_times, literal_times = alternate(ours, literal, data)
-        own, slow = statistics.median(own_times), statistics.median(literal_times)
-        factor = statistics.median(b / a for a, b in zip(own_times, literal_times, strict=True))
+        times = alternate({"ours": clock(model), "literal": clock(LiteralMSM4SR(copy.deepcopy(model)))}, data)
+        own, slow = (statistics.median(times[side]) for side in ("ours", "literal"))
+        factor = times_as_fast(times["ours"], times["literal"])
         results[name] = {"literal": slow, "ours": own, "factor": factor}
         print(f"{name:32s}{slow:10.3f}{own:10.3f}{factor:8.1f}x")
 
@@ -224,12 +184,6 @@ def compare(args: argparse.Namespace) -> dict[str, dict]:
 
 
 # ---------------------------------------------------------------- start-up
-
-
-def memory_mib(entry: str) -> float:
-    """Linux's count for this process: VmRSS now, VmHWM at its highest. `getrusage` would include the parent's."""
-    status = Path("/proc/self/status").read_text()
-    return int(status.split(f"{entry}:")[1].split()[0]) / 1024
 
 
 def load_once(folder: Path) -> None:
@@ -305,9 +259,11 @@ def main() -> None:
     if args.load:
         load_once(args.load)
         return
+    calibration = calibrate()
+    print(calibration)
     results = startup() if args.startup else compare(args)
     if args.json:
-        args.json.write_text(json.dumps(results, indent=1) + "\n")
+        write_json(args.json, results, calibration)
 
 
 if __name__ == "__main__":

@@ -29,17 +29,11 @@ import yaml
 from torch import Tensor
 
 from benchmarks import RECBOLE_FIELDS, Settings
+from benchmarks.calibration import calibrate
+from benchmarks.clocks import Evaluated, Trained, alternate, memory_mib, times_as_fast
 from benchmarks.literal_unisrec import LiteralUniSRec
-from benchmarks.msm4sr import (
-    MAX_LENGTH,
-    Trained,
-    alternate,
-    histories,
-    interaction,
-    largest_differences,
-    memory_mib,
-    training_batches,
-)
+from benchmarks.msm4sr import MAX_LENGTH, histories, interaction, largest_differences, training_batches
+from benchmarks.results import write_json
 from recbole_mm.model.unisrec import UniSRec
 
 MEAN_LENGTH = 395_150 / 45_485
@@ -77,6 +71,13 @@ def build(stage: str, dataset: MadeUpDataset, **settings) -> UniSRec:
 # ---------------------------------------------------------------- values
 
 
+@torch.no_grad()
+def away_from_zero(model: UniSRec) -> None:
+    """Change what starts at zero, which could hide mistakes."""
+    for parameter in (model.adaptor.shift, model.adaptor.gate.weight):
+        parameter.normal_(std=0.1)
+
+
 def refuse_unequal(stage: str, dataset: MadeUpDataset, batch) -> dict[str, float]:
     """Largest differences between both models.
 
@@ -84,9 +85,7 @@ def refuse_unequal(stage: str, dataset: MadeUpDataset, batch) -> dict[str, float
         AssertionError: they do not compute the same.
     """
     model = build(stage, dataset, **NOTHING_RANDOM)
-    with torch.no_grad():  # away from where they start, at zero, which could hide mistakes
-        for parameter in (model.adaptor.shift, model.adaptor.gate.weight):
-            parameter.normal_(std=0.1)
+    away_from_zero(model)
     difference = largest_differences(model, LiteralUniSRec(model), batch)
     equal = difference["loss"] < 1e-4 and difference["gradient"] < 1e-3 and difference["score"] < 1e-4
     assert equal, f"{stage}: the two models differ: {difference}"
@@ -94,20 +93,6 @@ def refuse_unequal(stage: str, dataset: MadeUpDataset, batch) -> dict[str, float
 
 
 # ---------------------------------------------------------------- time and memory
-
-
-class Evaluated:
-    """A whole evaluation: scores of all batches, one after the other."""
-
-    def __init__(self, model) -> None:
-        self.model = model
-
-    @torch.no_grad()
-    def __call__(self, batches) -> None:
-        self.model.train()
-        self.model.eval()  # as after an epoch: nothing is left from the last evaluation
-        for batch in batches:
-            self.model.full_sort_predict(batch)
 
 
 def made_up(args: argparse.Namespace) -> tuple[MadeUpDataset, list[np.ndarray], list[dict[str, Tensor]]]:
@@ -166,9 +151,9 @@ def compare(args: argparse.Namespace) -> dict[str, dict]:
         ("pre-training step", "pretrain", Trained, batches),
     ):
         model = build(stage, dataset, hidden_size=args.hidden)
-        own_times, literal_times = alternate(clock(model), clock(LiteralUniSRec(copy.deepcopy(model))), data)
-        own, slow = statistics.median(own_times), statistics.median(literal_times)
-        factor = statistics.median(b / a for a, b in zip(own_times, literal_times, strict=True))
+        times = alternate({"ours": clock(model), "literal": clock(LiteralUniSRec(copy.deepcopy(model)))}, data)
+        own, slow = (statistics.median(times[side]) for side in ("ours", "literal"))
+        factor = times_as_fast(times["ours"], times["literal"])
         results[name] = {"literal": slow, "ours": own, "factor": factor}
         print(f"{name:36s}{slow:10.3f}{own:10.3f}{factor:8.1f}x", flush=True)
 
@@ -196,9 +181,11 @@ def main() -> None:
     if args.step_of:
         peak_of_a_step(args, args.step_of)
         return
+    calibration = calibrate()
+    print(calibration)
     results = compare(args)
     if args.json:
-        args.json.write_text(json.dumps(results, indent=1) + "\n")
+        write_json(args.json, results, calibration)
 
 
 if __name__ == "__main__":

@@ -21,6 +21,8 @@ from recbole_mm.data.layout import Manifest, folder_kind
 from recbole_mm.data.protocols import BELONGS_TO, ProtocolSettings, protocol_of_parts, protocol_of_plain
 from recbole_mm.errors import DatasetError, SettingError, nearest
 from recbole_mm.model import find_model, lineage
+from recbole_mm.model.positions import refuse_positions
+from recbole_mm.model.softmax import refuse_softmax
 from recbole_mm.paths import properties_dir
 from recbole_mm.ranges import documented
 from recbole_mm.records import settings_hash
@@ -29,10 +31,11 @@ from recbole_mm.settings import read_settings
 
 _READ_WITHOUT_DEFAULT = {"reg_weight"}  # read by RecBole, but in none of its property files
 _AT_LEAST_ONE = {"train_batch_size", "eval_batch_size", "epochs", "eval_step", "n_layers", "n_heads"}
-_CHOICES = {  # of RecBole's settings, which it takes silently for something else, or fails on much later
+_CHOICES = {  # above all of RecBole's settings, which it takes silently for something else, or fails on much later
     "learner": ("adam", "adamw", "sgd", "adagrad", "rmsprop", "sparse_adam"),
     "state": ("info", "debug", "error", "warning", "critical"),
     "rm_dup_inter": (None, "first", "last"),
+    "history_storage": ("index", "copies"),
 }
 _SPLITS = ("LS", "RS", "TS")
 _CATEGORY_COLUMNS = ("categories", "category", "class")
@@ -232,7 +235,15 @@ class Config(RecBoleConfig):
                 raise SettingError(f"{key} must be one of {listed}, found {final[key]!r}{self._from(key)}")
         if final["seed"] < 0:
             raise SettingError(f"seed must be at least 0, found {final['seed']}{self._from('seed')}")
+        for key in ("enable_amp", "enable_scaler"):
+            if final[key]:
+                raise SettingError(
+                    f"{key}{self._from(key)} is RecBole's mixed precision, which rounds losses and scores too; "
+                    "use amp: bf16 or fp16 instead, which brings its scaler with it"
+                )
         self._check_stage()
+        self._check_positions()
+        self._check_softmax()
         self._check_eval_args()
         for key in _PICKLED_CACHES:
             if final.get(key):
@@ -284,6 +295,19 @@ class Config(RecBoleConfig):
                 f"pretrained_path{self._from('pretrained_path')} goes with train_stage finetune, "
                 f"found {final['train_stage']}{self._from('train_stage')}"
             )
+
+    def _check_positions(self) -> None:
+        final, key = self.final_config_dict, "train_positions"
+        refuse_positions(
+            self.model_class, final[key], stage=final["train_stage"], loss_type=final.get("loss_type"),
+            origin=self._from(key),
+        )  # fmt: skip
+
+    def _check_softmax(self) -> None:
+        final = self.final_config_dict
+        refuse_softmax(
+            self.model_class, final["softmax"], lazy=final["lazy_item_embedding"], origin=self._from("softmax")
+        )
 
     def _check_eval_args(self) -> None:
         args, origin = self.final_config_dict["eval_args"], self._from("eval_args")

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import islice
 
 import numpy as np
@@ -18,10 +19,21 @@ from recbole.data.dataloader import FullSortEvalDataLoader
 from recbole.evaluator import Register
 from recbole.evaluator.collector import DataStruct
 from torch import Tensor
+from torch.profiler import record_function
 from tqdm import tqdm
 
 from recbole_mm import checkpoint, distributed
-from recbole_mm.ranking import RANK_METRICS, Ranked, rank_rows, rows_at_once, tie_order, values_of
+from recbole_mm.profiling import labelled
+from recbole_mm.ranking import (
+    RANK_METRICS,
+    Ranked,
+    rank_products,
+    rank_rows,
+    ranks_of_batches,
+    rows_at_once,
+    tie_order,
+    values_of,
+)
 from recbole_mm.records import PerUser
 from recbole_mm.slices import bands_of, by_band
 
@@ -88,8 +100,14 @@ class FullRanking:
 
         try:
             order = self._order_of(dataset.field2id_token[dataset.iid_field])
-            batches = distributed.own_rows(self.blocks(eval_data, show_progress=show_progress))
-            rows, ranked = rank_rows(score, batches, order=order, candidates=candidates, name=self.config["model"])
+            as_products = self.ranks_products() and not others
+            blocks = self.blocks(eval_data, show_progress=show_progress, whole=as_products)
+            batches = distributed.own_rows(self.watched(labelled(blocks, "make the batch")))
+            ranking = {"order": order, "candidates": candidates, "name": self.config["model"]}
+            if as_products:
+                rows, ranked = ranks_of_batches(partial(self._rank_products, **ranking), batches)
+            else:
+                rows, ranked = rank_rows(score, batches, **ranking)
             rows, *columns = distributed.all_rows(rows, *ranked)
             ranked = Ranked(*columns)
         finally:
@@ -98,19 +116,40 @@ class FullRanking:
         first = np.unique(rows, return_index=True)[1]  # a sampler may repeat rows to fill its last batch
         return Ranked(ranked.rank[first], ranked.constant[first]), collected
 
+    def ranks_products(self) -> bool:
+        """Whether a model's scores are compared some items at a time, and never are a matrix of all items."""
+        return getattr(self.model, "softmax", "full") != "full"
+
+    def _rank_products(self, batch, **ranking) -> Ranked:
+        interaction, _, _, targets = batch
+        with record_function("scores"):
+            queries, vectors = self.model.query_and_item_vectors(interaction.to(self.device))
+        with record_function("ranks"):
+            return rank_products(queries, vectors, targets, chunk=self.model.softmax_chunk, **ranking)
+
+    def watched(self, blocks: Iterable) -> Iterable:
+        """The blocks of an evaluation, where a trainer may look on."""
+        return blocks
+
     def _order_of(self, tokens: Sequence[str]) -> Tensor:
         """`tie_order`, made once for the tokens that all parts of a data set share."""
         if self._order is None or self._order[0] is not tokens:
             self._order = tokens, tie_order(tokens)
         return self._order[1]
 
-    def blocks(self, eval_data, *, show_progress: bool = False) -> Iterator[tuple[np.ndarray, tuple]]:
-        """Batches of an evaluation in blocks of rows whose scores fit into memory, with their positions in the data."""
+    def blocks(
+        self, eval_data, *, show_progress: bool = False, whole: bool = False
+    ) -> Iterator[tuple[np.ndarray, tuple]]:
+        """Batches of an evaluation in blocks of rows whose scores fit into memory, with their positions in the data.
+
+        Args:
+            whole: leave batches as they are.
+        """
         self.tot_item_num = eval_data._dataset.item_num
         if self.item_tensor is None:
             self.item_tensor = eval_data._dataset.get_item_feature().to(self.device)
         positions = np.fromiter(eval_data.sampler, dtype=np.int64)
-        size = rows_at_once(SCORES_AT_ONCE, self.tot_item_num, self.device)
+        size = eval_data.batch_size if whole else rows_at_once(SCORES_AT_ONCE, self.tot_item_num, self.device)
         done = 0
         for interaction, history, _, targets in tqdm(eval_data, desc="Evaluate", ncols=100, disable=not show_progress):
             for start in range(0, len(interaction), size):

@@ -22,25 +22,29 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from recbole.data import data_preparation
 from recbole.trainer import Trainer as RecBoleTrainer
 from recbole.utils import dict2str, get_trainer, init_logger, init_seed
 
 from recbole_mm import checkpoint, distributed
+from recbole_mm.allocation import keep_freed_memory
 from recbole_mm.config import Config, identity_of, make_demo_folder
 from recbole_mm.data.dataset import MultimodalDataset
 from recbole_mm.data.files import write_atomically
 from recbole_mm.data.layout import data_fingerprint
+from recbole_mm.data.loading import data_preparation
 from recbole_mm.data.protocols import test_fingerprint
 from recbole_mm.errors import SettingError
 from recbole_mm.evaluation import Outcome, evaluate_test, with_full_ranking
 from recbole_mm.model import find_model
 from recbole_mm.plan import inputs_of
+from recbole_mm.profiling import NOT_COMPARABLE, Profiler
 from recbole_mm.ranking import RANK_METRICS
 from recbole_mm.records import RUNS_FILE, RunRecord, append, per_user_file, write_per_user
 from recbole_mm.resuming import check_same_data, resumed_config
+from recbole_mm.session_graphs import with_vectorised_graphs
 from recbole_mm.settings import parse_value, read_settings
 from recbole_mm.trainer import StageResult, Trainer, load_last_state
+from recbole_mm.trimming import with_trimmed_histories
 from recbole_mm.version import __version__
 
 STAGE_NAMES = {"pretrain": "pre-training", "finetune": "fine-tuning", "train": "training"}
@@ -59,6 +63,7 @@ def run(
     run_id: str | None = None,
     budget: Mapping[str, Any] | None = None,
     tested: bool = True,
+    profile: bool = False,
 ) -> RunRecord:
     """Train a model on a dataset, select on validation data, test once, append a record.
 
@@ -73,6 +78,8 @@ def run(
         run_id: names the run, 12 hex digits; drawn when left out.
         budget: of the search that chose the settings, kept in the record.
         tested: False leaves the test out, for a trial of a search, which is to know nothing of it.
+        profile: watch some steps, write traces into the folder ``profiles`` beside ``runs_file`` (below
+            ``checkpoint_dir`` without one), and log what was costliest. It computes the same, and takes longer.
 
     Returns:
         The record of the run.
@@ -87,14 +94,18 @@ def run(
     config, state = _begin(model, dataset, config_files or [], settings or {}, origins or {}, resume=resume)
     if config["nproc"] > 1:
         _refuse_processes(config)
+    _refuse_trainer_of_its_own(config, {"amp": config["amp"], "compile": config["compile"], "--profile": profile})
     if config["nproc"] > distributed.n_processes():
         return _run_on_processes(
             config["nproc"], model=model, dataset=dataset, config_files=config_files, settings=settings,
             origins=origins, resume=resume, runs_file=runs_file, run_id=run_id, budget=budget, tested=tested,
+            profile=profile,
         )  # fmt: skip
     for folder in filter(None, (config["checkpoint_dir"], runs_file and Path(runs_file).parent)):
         _probe(Path(folder))
     _refuse_pickled_loaders(config)
+    if config["keep_freed_memory"]:
+        keep_freed_memory()
     init_seed(config["seed"], config["reproducibility"])
     logger = _start_log(config)
     given = checkpoint.plain(config.external_config_dict)
@@ -104,6 +115,9 @@ def run(
     if state is not None:
         check_same_data(config, state["config"])
         trainer.resume_checkpoint(resume, train_data)
+    if profile and distributed.is_first():
+        traces = (Path(runs_file).parent if runs_file else Path(config["checkpoint_dir"])) / "profiles"
+        trainer.profiler = Profiler(traces, run_id, config["device"])
     seconds = {"data": time.perf_counter() - clock}
 
     # Bars are for people who watch; in a log file the lines per epoch say as much.
@@ -144,13 +158,15 @@ def run(
         latency=outcome.latency,
         slices=outcome.slices,
         per_user=_write_rows(outcome, runs_file, run_id),
-        warnings=[*getattr(trainer, "warnings", []), *outcome.warnings],
+        warnings=[*getattr(trainer, "warnings", []), *outcome.warnings, *[NOT_COMPARABLE] * profile],
         budget=dict(budget or {}),
         command=command_of(config["model"], config["dataset"], given),
     )
     if runs_file is not None:
         append(record, Path(runs_file))
     _report(logger, record, stages, runs_file)
+    if profile and distributed.is_first():
+        logger.info(f"profile\n{trainer.profiler}")
     return record
 
 
@@ -173,7 +189,7 @@ def _prepare(config: Config, logger: logging.Logger) -> _Ready:
         loaders = data_preparation(config, data)
     init_seed(config["seed"] + config["local_rank"], config["reproducibility"])
     with _recbole_refuses(f"the settings of {config['model']}"):
-        net = config.model_class(config, loaders[0]._dataset).to(config["device"])
+        net = _quick_class(config)(config, loaders[0]._dataset).to(config["device"])
     if config["knockout"] is not None:
         there, name = [*data.feature_names(), *data.item_columns()], f"{config['model']} on {config['dataset']}"
         for unused in data.knockouts.refuse_idle(data.used_features(), data.used_fields(), there=there, run=name):
@@ -186,6 +202,14 @@ def _prepare(config: Config, logger: logging.Logger) -> _Ready:
     config["feature_encoders"] = {name: data.encoder_of(name) for name in data.used_features()}
     config["field_hashes"] = {name: data.field_hash(name) for name in data.used_fields()}
     return _Ready(data, *loaders, with_full_ranking(_trainer_class(config))(config, net))
+
+
+def _quick_class(config: Config) -> type:
+    """The model's class; where it is RecBole's, with what makes it quicker and leaves what it computes."""
+    model_class = config.model_class
+    if config["vectorised_graphs"]:
+        model_class = with_vectorised_graphs(model_class)
+    return with_trimmed_histories(model_class, config["trim_histories"])
 
 
 def _n_parameters(net: torch.nn.Module) -> int:
@@ -253,6 +277,16 @@ def _refuse_processes(config: Config) -> None:
         raise SettingError(
             f"nproc is {config['nproc']}, but {', '.join(others)} needs more than the rank of each target, which is "
             "all that processes tell each other\n  leave it out of metrics, or leave --nproc out"
+        )
+
+
+def _refuse_trainer_of_its_own(config: Config, asked: Mapping[str, Any]) -> None:
+    """What only our trainer can do."""
+    trainer, wanted = _trainer_class(config), [f"{key} ({value})" for key, value in asked.items() if value]
+    if wanted and trainer is not Trainer:
+        raise SettingError(
+            f"{config['model']} trains in a trainer of its own, {trainer.__name__}, which knows nothing of "
+            f"{' and '.join(wanted)}; leave that out"
         )
 
 

@@ -10,7 +10,7 @@ from typing import Any
 from recbole_mm.errors import nearest
 
 _RANGE = r">=? [\d.]+|in [\[(][\d.]+, [\d.]+[\])]"
-_CHOICES = r"\w+(?: \| \w+)+"
+_CHOICES = r"(?:~|\w+)(?: \| \w+)+"  # ~ is nothing
 _LINE = re.compile(rf"(\w+):.*# \(\w+\) (?:(?P<range>{_RANGE})|(?P<choices>{_CHOICES}))")
 
 
@@ -19,12 +19,13 @@ class Allowed:
     """Values that a setting may have.
 
     Attributes:
-        text: the range as it stands in the file, ``>= 1``, ``> 0`` or ``in [0, 1)``; or the choices, ``a | b``.
-        choices: by name, or None for a range.
+        text: the range as it stands in the file, ``>= 1``, ``> 0`` or ``in [0, 1)``; or the choices, ``a | b`` or
+            ``~ | a | b``.
+        choices: by name, None for nothing among them; or None for a range.
     """
 
     text: str
-    choices: tuple[str, ...] | None = None
+    choices: tuple[str | None, ...] | None = None
 
     def __contains__(self, value: Any) -> bool:
         if self.choices:
@@ -37,10 +38,13 @@ class Allowed:
         return value >= float(low) if sign == ">=" else value > float(low)
 
     def __str__(self) -> str:
-        return f"one of {', '.join(self.choices)}" if self.choices else self.text
+        return f"one of {', '.join(self._names())}" if self.choices else self.text
 
     def nearest(self, value: Any) -> str:
-        return nearest(str(value), self.choices) if self.choices else ""
+        return nearest(str(value), self._names()) if self.choices else ""
+
+    def _names(self) -> list[str]:
+        return ["~" if choice is None else choice for choice in self.choices or ()]
 
 
 def documented(file: Path) -> dict[str, Allowed]:
@@ -49,5 +53,6 @@ def documented(file: Path) -> dict[str, Allowed]:
     for line in file.read_text(encoding="utf-8").splitlines():
         if match := _LINE.match(line):
             text = match["range"] or match["choices"]
-            found[match[1]] = Allowed(text, tuple(text.split(" | ")) if match["choices"] else None)
+            choices = tuple(None if choice == "~" else choice for choice in text.split(" | "))
+            found[match[1]] = Allowed(text, choices if match["choices"] else None)
     return found

@@ -1,6 +1,7 @@
 """Ranks by counting, and the values of each row: no top-k list, no sorting.
 
 scores [B, N] --> how many items score above the target, and equal --> rank [B] --> values of each row
+queries [B, D], vectors [N, D] --> scores of some rows and items at a time, and the same ----^
 
 Among equal scores, items stand in an order that depends on their tokens alone: the same for every model, seed, batch
 and machine, and unrelated to popularity or to the order of the data. So ``rank = 1 + #(score > target's) + #(score ==
@@ -20,6 +21,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from torch import Tensor
+from torch.profiler import record_function
 
 from recbole_mm.errors import TrainingError
 
@@ -75,8 +77,7 @@ def rank_targets(
     scores, targets, order = scores.detach(), targets.to(scores.device), order.to(scores.device)
     if candidates is not None:
         candidates = candidates.to(scores.device)
-        if not candidates[targets].all():
-            raise ValueError("a target is no candidate, so it has no rank")
+        _check_candidates(targets, candidates)
         candidates = candidates[1:]
     n_items = scores.shape[1] - 1
     n_candidates = n_items if candidates is None else int(candidates.sum())
@@ -101,6 +102,98 @@ def rank_targets(
     return Ranked(rank, constant)
 
 
+@torch.no_grad()
+def rank_products(
+    queries: Tensor,
+    vectors: Tensor,
+    targets: Tensor,
+    order: Tensor,
+    *,
+    chunk: int,
+    candidates: Tensor | None = None,
+    name: str = "the model",
+) -> Ranked:
+    """`rank_targets` of the scores ``queries @ vectors.T``, of which there is never more than a tile.
+
+    O(B N D) time; memory of `COMPARED_AT_ONCE` scores or of ``chunk``. A target's own score comes out of a product of
+    the same size as that in which it is compared, since products of other sizes may round otherwise. Rows are taken in
+    the order of their targets, so that these products are few.
+
+    Args:
+        queries: [B, D].
+        vectors: [N, D]; row 0 is padding and not looked at.
+        targets, order, candidates, name: as in `rank_targets`.
+        chunk: items at a time, >= 1.
+
+    Raises:
+        TrainingError: scores that are not finite.
+        ValueError: a target that is no candidate.
+    """
+    device = queries.device
+    targets, order, vectors = targets.to(device), order.to(device)[1:], vectors[1:]
+    candidates = None if candidates is None else candidates.to(device)
+    if candidates is not None:
+        _check_candidates(targets, candidates)
+        candidates = candidates[1:]
+    n_candidates = len(vectors) if candidates is None else int(candidates.sum())
+    chunk = min(chunk, max(1, len(vectors)))
+    rank = torch.empty(len(queries), dtype=torch.long, device=device)
+    constant = torch.empty(len(queries), dtype=torch.bool, device=device)
+    for rows in targets.argsort(stable=True).split(rows_at_once(COMPARED_AT_ONCE, chunk, device)):
+        rank[rows], equal = _ranks_of_block(
+            queries[rows], vectors, targets[rows] - 1, order, chunk=chunk, candidates=candidates, name=name
+        )
+        constant[rows] = (equal == n_candidates) & (n_candidates > 1)
+    return Ranked(rank, constant)
+
+
+def _ranks_of_block(
+    queries: Tensor,
+    vectors: Tensor,
+    target: Tensor,
+    order: Tensor,
+    *,
+    chunk: int,
+    candidates: Tensor | None,
+    name: str,
+) -> tuple[Tensor, Tensor]:
+    """Ranks of some rows, and how many items score like the target, itself among them: [b] each; without padding."""
+    tile = queries.new_empty(len(queries) * chunk)
+    count = partial(_count, buffer=torch.empty(len(queries), chunk, dtype=torch.bool, device=queries.device))
+
+    def scores_of(start: int) -> Tensor:
+        items = vectors[start : start + chunk]  # [c, D]
+        scores = torch.mm(queries, items.T, out=tile[: len(queries) * len(items)].view(len(queries), -1))
+        _check_finite(scores, name)
+        return scores
+
+    own = queries.new_empty(len(queries), 1)
+    home = target // chunk  # [b], the chunk that a row's target is in
+    for number in home.unique().tolist():
+        here = (home == number).nonzero().squeeze(1)
+        own[here] = scores_of(number * chunk)[here].gather(1, target[here, None] - number * chunk)
+    rank, equal = torch.ones_like(target), torch.zeros_like(target)
+    for start in range(0, len(vectors), chunk):
+        scores, items = scores_of(start), slice(start, start + chunk)
+        among = None if candidates is None else candidates[items]
+        higher = count(torch.gt, scores, own, among)
+        same = count(torch.ge, scores, own, among) - higher
+        rank += higher
+        equal += same
+        tied = (same > (home == start // chunk)).nonzero().squeeze(1)  # other items than the target
+        if len(tied):
+            earlier = order[items] < order[target[tied], None]  # [tied, c]
+            if among is not None:
+                earlier &= among
+            rank[tied] += count(torch.eq, scores[tied], own[tied], earlier)
+    return rank, equal
+
+
+def _check_candidates(targets: Tensor, candidates: Tensor) -> None:
+    if not candidates[targets].all():
+        raise ValueError("a target is no candidate, so it has no rank")
+
+
 def rows_at_once(limit: int, n_columns: int, device: torch.device) -> int:
     """How many rows of scores to look at together: about ``limit`` scores on a CPU, more on a GPU."""
     rows = max(1, limit * (1 if device.type == "cpu" else ON_GPU) // max(1, n_columns))
@@ -112,7 +205,7 @@ _NUMPY = {torch.gt: np.greater, torch.ge: np.greater_equal, torch.eq: np.equal} 
 
 def _count(compare: Callable, block: Tensor, own: Tensor, among: Tensor | None, *, buffer: Tensor) -> Tensor:
     """Where a comparison is true, row by row: [b, n], [b, 1], and which columns count, [n] or [b, n] -> [b] int64."""
-    found = buffer[: len(block)]
+    found = buffer.view(-1)[: block.numel()].view(block.shape)
     on_cpu = block.device.type == "cpu"
     if on_cpu and block.dtype in (torch.float32, torch.float64):
         _NUMPY[compare](block.numpy(), own.numpy(), out=found.numpy())
@@ -144,7 +237,7 @@ def rank_rows(
     candidates: Tensor | None = None,
     name: str = "the model",
 ) -> tuple[np.ndarray, Ranked]:
-    """Ranks of all rows of some batches.
+    """Ranks of all rows of some batches, by scores of all items.
 
     Args:
         score_batch: batch -> scores [B, N] and targets [B].
@@ -154,14 +247,26 @@ def rank_rows(
     Returns:
         Positions of the rows [R], in the order of the batches, and their ranks, on the CPU.
     """
+
+    def rank_batch(batch: Any) -> Ranked:
+        with record_function("scores"):
+            scores, targets = score_batch(batch)
+        with record_function("ranks"):
+            return rank_targets(scores, targets, order, candidates=candidates, name=name)
+
+    return ranks_of_batches(rank_batch, batches)
+
+
+def ranks_of_batches(
+    rank_batch: Callable[[Any], Ranked], batches: Iterable[tuple[np.ndarray, Any]]
+) -> tuple[np.ndarray, Ranked]:
+    """What `rank_rows` returns, of batches that ``rank_batch`` ranks."""
     # Filled in place: small results of each block, kept apart, would lie between the large blocks of scores, which then
     # could not take each other's memory, and a whole evaluation would need as much as all its scores.
     kept = np.empty((3, 1024), dtype=np.int64)
     n_rows = 0
     for rows, batch in batches:
-        scores, targets = score_batch(batch)
-        ranked = rank_targets(scores, targets, order, candidates=candidates, name=name)
-        del scores  # the next block takes its memory
+        ranked = rank_batch(batch)  # and lets its scores go, so that the next block takes their memory
         begin, n_rows = n_rows, n_rows + len(rows)
         while n_rows > kept.shape[1]:
             kept = np.concatenate([kept, kept], axis=1)

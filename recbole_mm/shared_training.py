@@ -6,20 +6,25 @@ one batch, in the same order everywhere --+--> rows 0, 2, 4, ... --> loss, gradi
 ``train_batch_size`` is the whole batch, so the steps are those of one process: each training row is used once per
 epoch, and the loss of a process counts as much as it has rows.
 
-A loss that takes the other rows of a batch for negatives has those of its own process only.
+A loss that takes the other rows of a batch for negatives has those of its own process only, unless the model asks for
+those of all (``gather_negatives``). What depends on items alone is computed by each process for all items, unless the
+model shares it out (``share_items``). Both go through `recbole_mm.model.together`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from recbole_mm.data.passes import PART_WEIGHT
 from recbole_mm.distributed import gathered, group_of, n_processes, rank
 from recbole_mm.errors import SettingError, TrainingError
+from recbole_mm.model.together import Together
 
 SENT_AT_ONCE = 1 << 22  # numbers of a gradient, if there are so many
 _TELL_APART = 1_000_003  # between the seeds of two processes
@@ -45,12 +50,15 @@ class _Part:
         self.collate, self.rank, self.n_processes = collate, rank, n_processes
 
     def __call__(self, index: list[int]) -> Any:
-        return self.collate(index[self.rank :: self.n_processes] or index[:1])
+        own = index[self.rank :: self.n_processes]
+        return self.collate(own if len(own) else index[:1])
 
 
 def split_batches(loader) -> None:
     """Let each process make its own rows of each batch; the loader draws batches in the same order everywhere."""
-    if n_processes() > 1 and not isinstance(loader.collate_fn, _Part):
+    if n_processes() > 1 and hasattr(loader, "take_part"):
+        loader.take_part(rank(), n_processes())
+    elif n_processes() > 1 and not isinstance(loader.collate_fn, _Part):
         loader.collate_fn = _Part(loader.collate_fn, rank(), n_processes())
 
 
@@ -89,6 +97,7 @@ class SharedTraining:
         for parameter in model.parameters():
             torch.distributed.broadcast(parameter.detach(), src=0, group=self.group)
         split_batches(loader)
+        self.together = Together(self.group) if getattr(model, "wants_together", False) else None
         self._weights: Iterator[float] = iter(())
         self._check = optimizer.register_step_pre_hook(self._compare_gradients)
 
@@ -99,13 +108,29 @@ class SharedTraining:
 
     def loss(self, interaction) -> Tensor | tuple[Tensor, ...]:
         """The weighted loss of this process' rows; its backward pass ends with the mean over the processes."""
-        losses, weight = self.model.calculate_loss(interaction), next(self._weights)
+        # Of passes, a process may have more or fewer targets than of rows; their loader tells.
+        weight = float(interaction[PART_WEIGHT]) if PART_WEIGHT in interaction else next(self._weights)
+        with self._linked(spare=weight == 0):
+            losses = self.model.calculate_loss(interaction)
         if isinstance(losses, tuple):
             weighted = tuple(loss * weight for loss in losses)
             self._average_after_backward(weighted[0])
             return weighted
         self._average_after_backward(weighted := losses * weight)
         return weighted
+
+    @contextmanager
+    def _linked(self, *, spare: bool) -> Iterator[None]:
+        """The model talks to the other processes in here, and nowhere else: in an evaluation they go different ways."""
+        if self.together is None:
+            yield
+            return
+        alone, self.together.spare = self.model.together, spare
+        self.model.together = self.together
+        try:
+            yield
+        finally:
+            self.model.together = alone
 
     def _average_after_backward(self, loss: Tensor) -> None:
         # Before gradients are clipped, so not in a hook of the optimizer. DistributedDataParallel does it so, too.

@@ -95,10 +95,7 @@ def popularity_bands(counts: np.ndarray) -> np.ndarray:
 
 
 def _training_occurrences(train) -> np.ndarray:
-    inter = train.inter_feat
-    prefix = inter[f"{train.iid_field}{train.config['LIST_SUFFIX']}"]
-    rows = TrainingRows.of(session=inter[train.uid_field], prefix=prefix, target=inter[train.iid_field])
-    return occurrences(rows, n_items=train.item_num)
+    return occurrences(TrainingRows.of_part(train), n_items=train.item_num)
 
 
 def price_bands(price: np.ndarray) -> np.ndarray:

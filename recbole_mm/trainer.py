@@ -7,11 +7,15 @@ train_stage: both   |  fit, valid  | ------------> |  fit, valid  | ------------
 
 from __future__ import annotations
 
+import math
 import os
 import random
 import secrets
 import time
+from collections.abc import Callable, Iterable
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +23,23 @@ import numpy as np
 import torch
 from recbole.trainer import Trainer as RecBoleTrainer
 from recbole.utils import init_seed
+from torch import Tensor
+from torch.profiler import record_function
+from tqdm import tqdm
 
 from recbole_mm import checkpoint, distributed
+from recbole_mm.compiling import compile_parts
 from recbole_mm.config import stage_config
-from recbole_mm.errors import CheckpointError, TrainingError
+from recbole_mm.data.passes import PassLoader, in_passes
+from recbole_mm.errors import CheckpointError, SettingError, TrainingError
 from recbole_mm.evaluation import FullRanking
+from recbole_mm.model.positions import read_at_all_positions
+from recbole_mm.optimizer import LazyAdam, clip_gradients, fused
+from recbole_mm.precision import GradientScaler, precision_of, run_in
+from recbole_mm.profiling import Profiler, labelled
 from recbole_mm.shared_training import SharedTraining, mean_of_losses, seed_of
 
+LOSSES_AT_ONCE = 64  # that a GPU hands over together
 IN_BATCH_LOSSES = {"FEARec"}  # RecBole's; of ours, those that pre-train
 
 
@@ -62,7 +76,9 @@ class Trainer(FullRanking, RecBoleTrainer):
     - besides the best checkpoint it keeps the last state, ``…-last.pth``, from which `resume_checkpoint` continues to
       the same weights (on a CPU) as if nothing had happened;
     - validation and test rank by counting, see `FullRanking`;
-    - several processes share the training, see `recbole_mm.shared_training`.
+    - several processes share the training, see `recbole_mm.shared_training`;
+    - towers and encoders may compute in 16 bits, see `recbole_mm.precision`;
+    - a GPU is not waited for in each step: its losses are read some at a time.
     """
 
     last_saved: Path | None = None  # the last state that any trainer of this process has saved
@@ -78,10 +94,29 @@ class Trainer(FullRanking, RecBoleTrainer):
         self.best_epoch = -1
         self.curve: list[dict[str, Any]] = []
         self.warnings: list[str] = []  # what a reader of the result must know
+        self.profiler: Profiler | None = None  # watches some steps
         self._shared: SharedTraining | None = None  # with several processes
+        self.positions = self.config["train_positions"] if self.stage != "pretrain" else "last"
+        if self.positions not in (None, "last"):
+            read_at_all_positions(model)
+        precision = precision_of(self.config["amp"], self.device, model)
+        run_in(model, precision, self.device)
+        self.scaler = GradientScaler(self.device, enabled=precision.dtype is torch.float16)
+        self._warn(precision.notice)
+        if self.config["compile"]:
+            compile_parts(model, self._warn)
+        if self.stage != "pretrain" and getattr(model, "softmax", "full") == "sampled":
+            self._warn(approximation_of(self.config))
         self._epochs_run = 0
         self._seconds_before = 0.0
         self._resumed: dict[str, Any] | None = None  # state of a pre-training that is to be continued
+
+    def _build_optimizer(self, **kwargs):
+        if self.stage == "pretrain" or not self.config["lazy_item_embedding"]:
+            optimizer = super()._build_optimizer(**kwargs)
+            return fused(optimizer) if self.config["fused_optimizer"] else optimizer
+        refuse_lazy(self.config, self.model)
+        return LazyAdam(self.model.parameters(), lr=self.learning_rate)
 
     # ------------------------------------------------ training
 
@@ -99,6 +134,8 @@ class Trainer(FullRanking, RecBoleTrainer):
         if self.cur_step > self.stopping_step or self.start_epoch >= self.epochs:
             self.logger.info(f"{self.stage}: nothing to do, training had ended at epoch {self.start_epoch - 1}")
             self.start_epoch = self.epochs
+        if self.positions not in (None, "last"):
+            train_data = self._in_passes(train_data)
         self._share(train_data)
         started = time.perf_counter()
 
@@ -118,6 +155,18 @@ class Trainer(FullRanking, RecBoleTrainer):
         )
         return best
 
+    def _in_passes(self, train_data) -> PassLoader:
+        """Batches of passes over histories in place of rows; see the setting ``train_positions``."""
+        loader = in_passes(train_data, self.positions, self.config["MAX_ITEM_LIST_LENGTH"])
+        n_targets, n_passes = len(loader.passes.row), len(loader.passes.carrier)
+        self.logger.info(f"{self.stage}: {n_targets} targets in {n_passes} passes over histories")
+        if loader.n_shortened:
+            self._warn(
+                f"{self.stage}: train_positions {self.positions} is an approximation, in which {loader.n_shortened} of "
+                f"{n_targets} training targets see fewer items before them than MAX_ITEM_LIST_LENGTH would show"
+            )
+        return loader
+
     def _share(self, train_data) -> None:
         """Train with the other processes of the group, if there are any."""
         if distributed.n_processes() == 1:
@@ -126,13 +175,14 @@ class Trainer(FullRanking, RecBoleTrainer):
             init_seed(seed_of(self.config["seed"]), self.config["reproducibility"])
         self._shared = SharedTraining(self.model, self.optimizer, train_data, self.device)
         name, n_processes = self.config["model"], distributed.n_processes()
-        if self.stage == "pretrain" or name in IN_BATCH_LOSSES:
+        if name in IN_BATCH_LOSSES or (self.stage == "pretrain" and not self.model.wants_together):
             warning = (
                 f"{self.stage} of {name} on {n_processes} processes: where its loss takes the other rows of a batch "
                 f"for negatives, it sees those of its own process, one in {n_processes} of train_batch_size"
             )
-            self.logger.warning(warning)
-            self.warnings.append(warning)
+            if self.stage == "pretrain":
+                warning += "; --gather_negatives=True lets it see all"
+            self._warn(warning)
 
     def _pretrain(self, train_data, valid_data, *, verbose: bool, saved: bool, show_progress: bool) -> None:
         """Pre-train another model of this class on the same data, exactly as ``train_stage: pretrain`` would."""
@@ -145,13 +195,13 @@ class Trainer(FullRanking, RecBoleTrainer):
         init_seed(config["seed"], config["reproducibility"])
         model = type(self.model)(config, train_data._dataset).to(config["device"])
         trainer = type(self)(config, model)
-        trainer.run_config = self.config
+        trainer.run_config, trainer.profiler = self.config, self.profiler
         if self._resumed is not None:
             trainer._restore(self._resumed, train_data)
         self.logger.info(f"pre-training {config['model']}: at most {config['epochs']} epochs")
         trainer.fit(train_data, valid_data, verbose=verbose, show_progress=show_progress)
         self.stages += trainer.stages
-        self.warnings += trainer.warnings
+        self.warnings += [warning for warning in trainer.warnings if warning not in self.warnings]
         _set_random_state(random_state, train_data)  # fine-tuning runs as it would on its own
         self._start_from(trainer.saved_model_file)
 
@@ -169,29 +219,69 @@ class Trainer(FullRanking, RecBoleTrainer):
             self.logger.warning(f"fine-tuning {self.config['model']} from scratch: no pretrained_path is set")
 
     def _train_epoch(self, train_data, epoch_idx, loss_func=None, show_progress=False):
+        """As RecBole's: the sum of the losses of all batches, or of each of several losses."""
+        self.model.train()
+        bar = tqdm(train_data, ncols=100, desc=f"Train {epoch_idx:>5}", disable=not show_progress)
+        batches: Iterable = bar
+        if self.profiler is not None:
+            batches = labelled(bar, "make the batch")
+            last = epoch_idx == self.epochs - 1
+            batches = self.profiler.training(batches, stage=self.stage, n_batches=len(train_data), last=last)
         if self._shared is None:
-            losses = super()._train_epoch(train_data, epoch_idx, loss_func, show_progress)
+            losses = self._steps(batches, loss_func or self.model.calculate_loss)
         else:
             self._shared.begin_epoch()
-            losses = super()._train_epoch(train_data, epoch_idx, self._shared.loss, show_progress)
+            losses = self._steps(batches, self._shared.loss)
             self._shared.end_epoch()
             losses = mean_of_losses(losses)
+        self._warn(self.scaler.end_epoch(self.stage, epoch_idx))
         self._epochs_run = epoch_idx + 1
         loss = float(sum(losses) if isinstance(losses, tuple) else losses)
         self.curve.append({"epoch": epoch_idx, "train_loss": loss, "valid": None})
         return losses
 
+    def _steps(self, batches: Iterable, loss_of: Callable) -> float | tuple[float, ...]:
+        """One step of the optimizer for each batch; the sum of its losses, or of each of several."""
+        sums = _LossSums(self._require_finite, at_once=1 if self.device.type == "cpu" else LOSSES_AT_ONCE)
+        parameters = list(self.model.parameters())
+        clip = partial(clip_gradients, parameters, **self.clip_grad_norm) if self.clip_grad_norm else None
+        part = record_function if self.profiler is not None else nullcontext
+        for interaction in batches:
+            with part("move the batch"):
+                interaction = interaction.to(self.device)
+            with part("forward and loss"):
+                self.optimizer.zero_grad()
+                losses = loss_of(interaction)
+                loss = sum(losses) if isinstance(losses, tuple) else losses
+                sums.add(loss, losses)
+            with part("backward"):
+                self.scaler.backward(loss)
+            with part("optimizer"):
+                self.scaler.step(self.optimizer, clip=clip)
+        return sums.read()
+
+    def watched(self, blocks: Iterable) -> Iterable:
+        if self.profiler is None:
+            return blocks
+        return self.profiler.evaluation(blocks, stage=self.stage, last=self.epochs // self.eval_step <= 1)
+
     def _valid_epoch(self, valid_data, show_progress=False):
         # Early stopping must not differ by a last digit.
         return distributed.from_first(super()._valid_epoch(valid_data, show_progress=show_progress))
 
-    def _check_nan(self, loss) -> None:
-        if not torch.isfinite(loss):
+    def _require_finite(self, loss: float) -> None:
+        if not math.isfinite(loss):
             raise TrainingError(
                 f"the training loss of {self.config['model']} became NaN or infinite after {self._epochs_run} epochs\n"
                 f"  try a smaller learning_rate (now {self.learning_rate}) or clip_grad_norm"
                 + (f"; the best weights so far are in {self.saved_model_file}" if self.best_epoch >= 0 else "")
             )
+
+    def _warn(self, warning: str) -> None:
+        """Into the log and into the record, once; nothing for no warning."""
+        if warning and warning not in self.warnings:
+            self.logger.warning(warning)
+            self.warnings.append(warning)
 
     # ------------------------------------------------ checkpoints
 
@@ -229,6 +319,7 @@ class Trainer(FullRanking, RecBoleTrainer):
             "state_dict": self.model.state_dict(),
             "other_parameter": self.model.other_parameter(),
             "optimizer": self.optimizer.state_dict(),
+            "scaler": self.scaler.state_dict(),
         }
         checkpoint.save(self._last_file(), state)
         Trainer.last_saved = self._last_file()
@@ -254,6 +345,7 @@ class Trainer(FullRanking, RecBoleTrainer):
         self.model.load_state_dict(state["state_dict"])
         self.model.load_other_parameter(state["other_parameter"])
         self.optimizer.load_state_dict(state["optimizer"])
+        self.scaler.load_state_dict(state.get("scaler", {}))
         self.start_epoch = self._epochs_run = state["epoch"] + 1
         self.cur_step = state["cur_step"]
         self.best_valid_score = state["best_valid_score"]
@@ -270,6 +362,74 @@ class Trainer(FullRanking, RecBoleTrainer):
         random_states = [state["random_state"], *state.get("random_states_of_others", [])]
         _set_random_state(random_states[distributed.rank()], train_data)
         self.logger.info(f"{self.stage}: resuming after epoch {state['epoch']}")
+
+
+class _LossSums:
+    """Sums of the losses of an epoch's steps, which are numbers of a device that runs ahead of this program.
+
+    Args:
+        check: sees the loss of each step, in order.
+        at_once: so many steps may pass before their losses are looked at.
+    """
+
+    def __init__(self, check: Callable[[float], None], *, at_once: int) -> None:
+        self._check, self._at_once = check, at_once
+        self._waiting: list[Tensor] = []
+        self._sums: tuple[float, ...] | None = None
+        self._several = False
+
+    def add(self, loss: Tensor, losses: Tensor | tuple[Tensor, ...]) -> None:
+        """A step's loss, and what it is the sum of."""
+        parts = losses if isinstance(losses, tuple) else (losses,)
+        self._several = isinstance(losses, tuple)
+        if self._at_once == 1:
+            self._take(loss.item(), [part.item() for part in parts])
+            return
+        self._waiting.append(torch.stack([part.detach().reshape(()) for part in (loss, *parts)]))
+        if len(self._waiting) == self._at_once:
+            self.read()
+
+    def read(self) -> float | tuple[float, ...] | None:
+        """The sums so far, of the one loss or of each of several; None before the first step."""
+        for loss, *parts in torch.stack(self._waiting).tolist() if self._waiting else ():
+            self._take(loss, parts)
+        self._waiting.clear()
+        return self._sums if self._sums is None or self._several else self._sums[0]
+
+    def _take(self, loss: float, parts: list[float]) -> None:
+        self._check(loss)
+        before = self._sums or (0.0,) * len(parts)
+        self._sums = tuple(map(sum, zip(before, parts, strict=True)))
+
+
+def approximation_of(config) -> str:
+    """What a record says of a training with the sampled softmax."""
+    lazily = "; item embeddings move only in steps that use them (lazy_item_embedding)"
+    return (
+        f"trained on a sampled softmax, an approximation: {config['softmax_negatives']} items a step, drawn by "
+        f"{config['negative_sampling']}{lazily if config['lazy_item_embedding'] else ''}; all items are ranked exactly"
+    )
+
+
+def refuse_lazy(config, model) -> None:
+    """Refuse what an optimizer that moves some rows alone cannot do.
+
+    Raises:
+        SettingError: with all reasons.
+    """
+    reasons = []
+    if getattr(model, "item_embedding", None) is None:
+        reasons.append(f"{type(model).__name__} has no item embedding here")
+    if config["learner"].lower() != "adam":
+        reasons.append(f"learner is {config['learner']}, expected adam")
+    if config["weight_decay"]:
+        reasons.append(f"weight_decay is {config['weight_decay']}, which moves every row in every step; set it to 0")
+    if config["fused_optimizer"]:
+        reasons.append("fused_optimizer moves every row in every step; leave one out")
+    if distributed.n_processes() > 1:
+        reasons.append(f"{distributed.n_processes()} processes average whole gradients; run it with --nproc=1")
+    if reasons:
+        raise SettingError("lazy_item_embedding cannot be used: " + "; ".join(reasons) + "\n  or leave it out")
 
 
 def _stage_of(config, model) -> str:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
+import sys
 from collections.abc import Callable
+from multiprocessing import forkserver
 from pathlib import Path
 
 # Tests are many small operations; runs side by side, and processes that they start, should not slow each other down.
@@ -96,6 +99,29 @@ def write_splits(folder: Path, *, n_items: int = 30, n_sessions: int = 120, seed
         rows = centre + random.normal(scale=0.3, size=centre.shape).astype(np.float32)
         write_feature(folder, name, tokens=tokens, rows=rows, encoder="planted", source="group")
     return folder
+
+
+@pytest.fixture
+def quick_launch(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`distributed.launch` takes copies of a process that has imported the package, where the system can do that.
+
+    What they write would go where the first test with this fixture wrote; see `write_errors_to`.
+    """
+    if "forkserver" not in multiprocessing.get_all_start_methods():
+        return
+    context = multiprocessing.get_context("forkserver")
+    optimizers_import, trainers_import = "torch._dynamo", "torch.utils.tensorboard"
+    context.set_forkserver_preload(["recbole_mm.quick_start", optimizers_import, trainers_import])
+    with pytest.MonkeyPatch.context() as environment:
+        environment.setenv("PYTHONPATH", os.pathsep.join([str(Path(__file__).parents[1]), *sys.path]))
+        forkserver.ensure_running()
+    monkeypatch.setattr("recbole_mm.distributed.multiprocessing.get_context", lambda method: context)
+
+
+def write_errors_to(file: str) -> None:
+    """Of this process, a started one: what it writes to standard error goes to the end of a file."""
+    with open(file, "a") as out:
+        os.dup2(out.fileno(), 2)
 
 
 @pytest.fixture

@@ -10,9 +10,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import TINY, write_planted
+from conftest import TINY, write_errors_to, write_planted
 
-from recbole_mm import checkpoint, distributed, shared_training
+from recbole_mm import checkpoint, distributed, evaluation, shared_training
 from recbole_mm.config import Config
 from recbole_mm.data.dataset import MultimodalDataset
 from recbole_mm.errors import SettingError, TrainingError
@@ -24,9 +24,19 @@ from run_recbole_mm import main
 
 N_USERS = 61  # so that neither batches nor the test rows come out even; 305 training rows
 EQUAL = {  # a training in which rounding stays small: no dropout, and no optimizer that makes steps of tiny gradients
-    **TINY, "hidden_dropout_prob": 0.0, "attn_dropout_prob": 0.0, "learner": "sgd", "learning_rate": 0.1,
-    "train_batch_size": 76, "seed": 7,
+    **TINY, "learner": "sgd", "learning_rate": 0.1, "train_batch_size": 76, "seed": 7,
 }  # fmt: skip
+NO_DROPOUT = {"hidden_dropout_prob": 0.0, "attn_dropout_prob": 0.0}
+STAGES = {"pretrain_epochs": 2, "pretrain_learning_rate": 0.1, "n_experts": 2, "adaptor_dropout": 0.0, **NO_DROPOUT}
+MODELS = {  # and nothing that is drawn for each row, as processes draw on their own
+    "SASRec": NO_DROPOUT,
+    "MSM4SR": {**STAGES, "item_drop_max": 0.0, "use_mixup": False, "gather_negatives": True},
+    "UniSRec": {**STAGES, "item_drop_ratio": 0.0, "gate_noise": False, "gather_negatives": True},
+    "MMSBR": {
+        **{f"{part}_dropout": 0.0 for part in ("feature", "pivot", "fusion", "price")},
+        **{"contrastive_weight": 0.5, "n_negatives": 5, "share_items": True},
+    },
+}
 
 
 @pytest.fixture
@@ -40,13 +50,15 @@ def odd(tmp_path: Path) -> Path:
 
 def train_together() -> dict:
     """What each of two processes does; those of the first one come back."""
-    found = {"equal": run("SASRec", "odd", settings=EQUAL)}
-    found["both"] = run("MSM4SR", "odd", settings={**TINY, "pretrain_epochs": 1, "epochs": 1})
-    whole = run("SASRec", "odd", settings=TINY)
-    half = run("SASRec", "odd", settings={**TINY, "epochs": 1})
+    write_errors_to("errors")
+    evaluation.LATENCY_SECONDS = 0
+    found = {model: run(model, "odd", settings={**EQUAL, **MODELS[model]}) for model in MODELS}
+    pretraining = {**TINY, "train_stage": "pretrain", "n_experts": 2}
+    found["whole"] = run("MSM4SR", "odd", settings={**pretraining, "pretrain_epochs": 2})
+    half = run("MSM4SR", "odd", settings={**pretraining, "pretrain_epochs": 1})
     last = distributed.from_first(half.checkpoint).replace(".pth", "-last.pth")
-    found["whole"], found["resumed"] = whole, run(resume=last, settings={"epochs": TINY["epochs"]})
-    found["same place"] = distributed.gathered(found["equal"].checkpoint)
+    found["resumed"] = run(resume=last, settings={"pretrain_epochs": 2})
+    found["same place"] = distributed.gathered(found["SASRec"].checkpoint)
     stock, SharedTraining._average = SharedTraining._average, lambda self: None
     try:
         run("SASRec", "odd", settings={**TINY, "epochs": 1})
@@ -57,39 +69,45 @@ def train_together() -> dict:
 
 
 @pytest.mark.slow
-def test_two_processes_train_what_one_trains_and_count_each_row_once(odd, capfd):
-    alone = run("SASRec", "odd", settings=EQUAL)
+def test_two_processes_train_what_one_trains_and_count_each_row_once(odd, quick_launch, monkeypatch):
+    monkeypatch.setattr(evaluation, "LATENCY_SECONDS", 0)
+    alone = {model: run(model, "odd", settings={**EQUAL, **MODELS[model]}) for model in MODELS}
     Path(RUNS_FILE).unlink()
     found = distributed.launch(train_together, 2)
 
-    together = found["equal"]
-    for ours, theirs in zip(together.stages[0]["curve"], alone.stages[0]["curve"], strict=True):
-        assert ours["train_loss"] == pytest.approx(theirs["train_loss"], rel=1e-6)
-        assert ours["valid"] == pytest.approx(theirs["valid"], abs=1e-6)
-    expected = weights(alone.checkpoint)
-    for name, value in weights(together.checkpoint).items():
-        torch.testing.assert_close(value, expected[name], rtol=1e-4, atol=1e-6)
-    assert together.settings_hash == alone.settings_hash and together.settings_given["nproc"] == 2
+    for model, expected in alone.items():
+        together = found[model]
+        assert len(together.stages) == len(expected.stages) == (2 if model in ("MSM4SR", "UniSRec") else 1)
+        for ours, theirs in zip(together.stages, expected.stages, strict=True):
+            assert len(ours["curve"]) == 2
+            for epoch, same in zip(ours["curve"], theirs["curve"], strict=True):
+                assert epoch["train_loss"] == pytest.approx(same["train_loss"], rel=1e-6), model
+                assert epoch["valid"] == pytest.approx(same["valid"], abs=1e-6), model
+        expected_weights = weights(expected.checkpoint)
+        for name, value in weights(together.checkpoint).items():
+            torch.testing.assert_close(value, expected_weights[name], rtol=1e-4, atol=1e-5)
+        assert together.settings_hash == expected.settings_hash and together.settings_given["nproc"] == 2
+        assert together.warnings == expected.warnings == []
 
-    for record in (together, found["both"]):  # an evaluation by one process, with the same weights
-        metrics, rank = evaluate_alone(record)
-        assert metrics == record.test and record.n_test == N_USERS
-        rows = read_per_user(RUNS_FILE.parent / record.per_user)
+        metrics, rank = evaluate_alone(together)  # by one process, with the same weights
+        assert metrics == together.test and together.n_test == N_USERS
+        rows = read_per_user(RUNS_FILE.parent / together.per_user)
         np.testing.assert_array_equal(rows.rank, rank)
         assert len(set(rows.user)) == N_USERS
 
-    assert [stage["stage"] for stage in found["both"].stages] == ["pretrain", "finetune"]
-    assert "sees those of its own process, one in 2 of train_batch_size" in found["both"].warnings[0]
     assert found["resumed"].test == found["whole"].test  # with dropout, so each process goes on with its own
     assert found["resumed"].stages[0]["curve"] == found["whole"].stages[0]["curve"]
+    assert "sees those of its own process, one in 2 of train_batch_size" in found["whole"].warnings[0]
+    assert "gather_negatives" in found["whole"].warnings[0]
     assert found["apart"].startswith("the gradients of 2 processes are not the same: ")
 
     assert len(set(found["same place"])) == 1
     records = load(RUNS_FILE).records
-    assert len(records) == 5 and len({record.run_id for record in records}) == 5
+    assert len(records) == 7 and len({record.run_id for record in records}) == 7
     names = Counter(path.name.split("-")[0] for path in Path("saved").iterdir())
-    assert names == {"SASRec": 8, "MSM4SR": 4}  # best and last of each stage, that of one process included
-    assert capfd.readouterr().err.count("epoch 0 training") <= 6  # one log
+    # Best and last of each stage, those of one process included; the run that failed wrote none.
+    assert names == {"SASRec": 4, "MSM4SR": 12, "UniSRec": 8, "MMSBR": 4}
+    assert Path("errors").read_text().count("epoch 0 training") == 8  # one log
 
 
 def weights(path: str) -> dict[str, torch.Tensor]:
@@ -128,6 +146,7 @@ def _without(arguments: list[str], name: str) -> list[str]:
 
 
 def fail(kind: str) -> None:
+    write_errors_to("errors")
     distributed.join()
     distributed.note(came="so far")
     distributed.barrier()
@@ -139,14 +158,14 @@ def fail(kind: str) -> None:
 
 
 @pytest.mark.slow
-def test_what_goes_wrong_in_one_process_ends_all_with_one_message(capfd):
+def test_what_goes_wrong_in_one_process_ends_all_with_one_message(quick_launch):
     notes = {}
     with pytest.raises(SettingError, match=r"^no such thing\n  \(in process 2 of 2\)$"):
         distributed.launch(fail, 2, arguments={"kind": "message"}, notes=notes)
     assert notes == {"came": "so far"}
     with pytest.raises(TrainingError, match="process 2 of 2 was killed by signal 9 without a word\n.*memory"):
         distributed.launch(fail, 2, arguments={"kind": "killed"})
-    assert "Traceback" not in capfd.readouterr().err
+    assert "Traceback" not in Path("errors").read_text()
 
 
 # ------------------------------------------------ one process

@@ -15,7 +15,7 @@ from recbole_mm import evaluation, ranking, records
 from recbole_mm.errors import TrainingError
 from recbole_mm.evaluation import evaluate_test, scoring_latency, with_full_ranking
 from recbole_mm.quick_start import run
-from recbole_mm.ranking import RANK_METRICS, rank_rows, rank_targets, tie_order, values_of
+from recbole_mm.ranking import RANK_METRICS, rank_products, rank_rows, rank_targets, tie_order, values_of
 from recbole_mm.trainer import Trainer
 
 EVERY_METRIC = ["Hit", "Recall", "Precision", "MRR", "NDCG", "MAP"]
@@ -73,6 +73,55 @@ def test_ranks_are_those_of_a_literal_sort(n_values, n_items, masked):
     assert ranked.rank.tolist() == expected
     same = [bool((row[there] == row[there][0]).all()) and int(there.sum()) > 1 for row in scores]
     assert ranked.constant.tolist() == same
+
+
+def few_vectors(n_rows: int, n_items: int, *, n_values: int, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
+    """Queries and vectors of whole numbers, so that products are exact and, with few values, many are equal."""
+    generator = torch.Generator().manual_seed(seed)
+    sizes = ((n_rows, 3), (n_items + 1, 3))
+    queries, vectors = (torch.randint(n_values, size, generator=generator).float() - n_values // 2 for size in sizes)
+    vectors[0] = torch.nan  # padding, which nobody may notice
+    return queries, vectors
+
+
+@pytest.mark.parametrize(("n_values", "n_items"), [(1, 1), (1, 40), (2, 40), (1000, 40), (2, 300)])
+@pytest.mark.parametrize("chunk", [1, 7, 1000])
+@pytest.mark.parametrize("masked", [False, True])
+def test_ranks_of_products_are_those_of_whole_rows_of_scores(n_values, n_items, chunk, masked, monkeypatch):
+    monkeypatch.setattr(ranking, "COMPARED_AT_ONCE", 33 * chunk)  # so that there are several blocks of rows
+    queries, vectors = few_vectors(50, n_items, n_values=n_values)
+    generator = torch.Generator().manual_seed(1)
+    targets, order = torch.randint(1, n_items + 1, (50,), generator=generator), torch.randperm(n_items + 1)
+    candidates = None
+    if masked:
+        candidates = torch.rand(n_items + 1, generator=generator) < 0.5
+        candidates[targets] = True
+    expected = rank_targets(queries @ vectors.T, targets, order, candidates=candidates)
+    actual = rank_products(queries, vectors, targets, order, chunk=chunk, candidates=candidates)
+    assert actual.rank.tolist() == expected.rank.tolist()
+    assert actual.constant.tolist() == expected.constant.tolist()
+
+
+def test_a_target_equals_itself_in_products_that_are_rounded():
+    generator = torch.Generator().manual_seed(0)
+    queries, vectors = (torch.randn(n, 100, generator=generator) for n in (200, 701))
+    targets = torch.randint(1, 701, (200,), generator=generator)
+    vectors[1:] += queries.mean(0)
+    best = 1 + (queries @ vectors[1:].T).argmax(1)
+    assert (rank_products(queries, vectors, best, torch.arange(701), chunk=64).rank == 1).all()
+    twin = torch.cat([vectors, vectors[1:]])  # every item twice, in another chunk: one of both is first
+    ranks = [rank_products(queries, twin, t, torch.arange(1401), chunk=100).rank for t in (targets, targets + 700)]
+    assert (ranks[1] - ranks[0] == 1).all()
+
+
+def test_products_that_cannot_be_ranked_are_refused():
+    queries, vectors = few_vectors(5, 9, n_values=5)
+    order, targets = torch.arange(10), torch.arange(1, 6)
+    with pytest.raises(ValueError, match="a target is no candidate"):
+        rank_products(queries, vectors, targets, order, chunk=4, candidates=torch.arange(10) > 3)
+    queries[3] = torch.inf
+    with pytest.raises(TrainingError, match="GRU4Rec gave scores that are not finite, in 1 of 5 rows"):
+        rank_products(queries, vectors.abs() + 1, targets, order, chunk=4, name="GRU4Rec")
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])

@@ -16,7 +16,7 @@ from recbole.trainer import Trainer as RecBoleTrainer
 from recbole_mm import checkpoint
 from recbole_mm.errors import CheckpointError, TrainingError
 from recbole_mm.quick_start import run
-from recbole_mm.trainer import Trainer, load_pretrained
+from recbole_mm.trainer import Trainer, _LossSums, load_pretrained
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 TWO_STAGES = {**TINY, "epochs": 3, "pretrain_epochs": 2, "learning_rate": 0.01}
@@ -219,6 +219,55 @@ def test_a_loss_of_nan_stops_the_run_and_says_what_to_try(built, planted, monkey
     monkeypatch.setattr(model, "calculate_loss", lambda batch: model.item_embedding.weight.sum() * np.nan)
     with pytest.raises(TrainingError, match="became NaN or infinite after 0 epochs\n.*smaller learning_rate"):
         Trainer(config, model).fit(train, valid, verbose=False)
+
+
+def test_the_gradient_is_clipped_at_each_step(built, planted):
+    config, _, train, _, _, model = built("SASRec", planted, clip_grad_norm={"max_norm": 0.0})
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    assert len(train) > 2
+    Trainer(config, model)._train_epoch(train, 0)
+    torch.testing.assert_close(dict(model.state_dict()), before, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("learner", ["adam", "adamw"])
+def test_the_fused_optimizer_takes_the_same_steps_to_rounding(built, planted, learner):
+    kept = []
+    for fused in (False, True):
+        settings = {"learner": learner, "weight_decay": 0.01, "fused_optimizer": fused}
+        config, *_, model = built("SASRec", planted, **settings)
+        trainer = Trainer(config, model)
+        assert bool(trainer.optimizer.defaults["fused"]) is fused
+        torch.manual_seed(0)
+        for _ in range(5):
+            for parameter in model.parameters():
+                parameter.grad = torch.randn_like(parameter)
+            trainer.optimizer.step()
+        kept.append(dict(model.state_dict()))
+    torch.testing.assert_close(kept[1], kept[0])
+
+
+def test_another_learner_has_no_fused_step(built, planted):
+    from recbole_mm.errors import SettingError
+
+    config, *_, model = built("SASRec", planted, learner="sgd", fused_optimizer=True)
+    with pytest.raises(SettingError, match="fused_optimizer goes with learner adam or adamw, found SGD"):
+        Trainer(config, model)
+
+
+def test_losses_that_are_read_together_add_up_to_the_same_and_are_all_looked_at():
+    losses = torch.rand(7, 2)
+    sums = []
+    for at_once in (1, 3, 100):
+        looked_at: list[float] = []
+        kept = _LossSums(looked_at.append, at_once=at_once)
+        for pair in losses:
+            kept.add(pair.sum(), tuple(pair))
+        sums.append(kept.read())
+        assert looked_at == losses.sum(1).tolist()
+    assert sums[0] == sums[1] == sums[2] == tuple(sum(column) for column in losses.T.tolist())
+    alone = _LossSums(looked_at.append, at_once=2)
+    alone.add(losses[0, 0], losses[0, 0])
+    assert alone.read() == float(losses[0, 0])
 
 
 def test_early_stopping_keeps_the_best_epoch_of_validation(built, planted, monkeypatch):

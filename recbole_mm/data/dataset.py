@@ -8,10 +8,10 @@ import numpy as np
 import pandas as pd
 import torch
 from recbole.data.dataset import SequentialDataset
-from recbole.data.interaction import Interaction
 from torch import Tensor
 
 from recbole_mm.data.files import read_header
+from recbole_mm.data.histories import Histories, IndexedHistories, first_of_user
 from recbole_mm.data.items import ItemContent
 from recbole_mm.data.layout import PADDING_TOKEN, SPLITS, interaction_files
 from recbole_mm.data.protocols import (
@@ -27,14 +27,14 @@ from recbole_mm.data.reading import SafeReading
 from recbole_mm.errors import DatasetError, SettingError
 
 
-class MultimodalDataset(ItemContent, SafeReading, SequentialDataset):
+class MultimodalDataset(ItemContent, SafeReading, IndexedHistories, SequentialDataset):
     """A dataset folder, and the features and columns of its items by item id.
 
     Differs from RecBole's ``SequentialDataset`` in this:
     - histories are ordered by exact time, then by line of the file; RecBole compares float32, in steps of 128 s;
     - item ids depend on the interactions alone: reading ``.item`` neither adds candidates nor drops interactions;
     - a history is cut to its newest items, or refused if the folder was split beforehand, never cut to its oldest;
-    - prefixes are made by array arithmetic: O(rows x L) time and memory, no loop;
+    - prefixes are places in flat columns, gathered batch by batch (`recbole_mm.data.histories`);
     - the setting ``protocol`` parts one file of interactions by exact time, by new sessions or by cold items.
 
     Ids follow RecBole: items are 1..N-1 and 0 is padding.
@@ -161,6 +161,12 @@ class MultimodalDataset(ItemContent, SafeReading, SequentialDataset):
             self.inter_feat = self.inter_feat.sort_values(by=self.time_field, kind="stable")
         self.inter_feat = self.inter_feat.drop_duplicates(subset=[self.uid_field, self.iid_field], keep=keep)
 
+    def _filter_by_inter_num(self) -> None:
+        """As RecBole's, which counts all users and items even where every number is allowed."""
+        intervals = [self._parse_intervals_str(self.config[f"{who}_inter_num_interval"]) for who in ("user", "item")]
+        if not all(interval is None or _allows_all(interval) for interval in intervals):
+            super()._filter_by_inter_num()
+
     def _filter_inter_by_user_or_item(self) -> None:
         """Nothing: an item without a row in ``.item`` stays a candidate for every model."""
 
@@ -213,35 +219,21 @@ class MultimodalDataset(ItemContent, SafeReading, SequentialDataset):
             self.logger.info(f"protocol {self.protocol.protocol}: {note}")
         spans = [self._spans(part, users) for part in parts]
         self._part_sizes = [len(target) for _, target in spans]
-        behind = np.cumsum([0, *(len(part.known) for part in parts)])  # parts beside each other
-        known = torch.from_numpy(np.concatenate([part.known for part in parts]))
+        known, behind = _beside_each_other([part.known for part in parts], n=len(users))
         start, target = (
-            torch.from_numpy(np.concatenate([span[end] + n for span, n in zip(spans, behind, strict=False)]))
-            for end in (0, 1)
+            np.concatenate([span[end] + n for span, n in zip(spans, behind, strict=True)]) for end in (0, 1)
         )
-        length = target - start
-        position = torch.arange(self.max_item_list_len)
-        valid = position < length.unsqueeze(1)  # [rows, L]
-        index = known[(start.unsqueeze(1) + position).where(valid, 0)]  # [rows, L]
-
-        target = known[target]
-        columns = {field: values[target] for field, values in self.inter_feat.interaction.items()}
-        for field, values in self.inter_feat.interaction.items():
-            if field != self.uid_field:
-                prefix = values[index]  # [rows, L, ...]
-                mask = valid.view(*valid.shape, *[1] * (prefix.dim() - 2))
-                columns[getattr(self, f"{field}_list_field")] = prefix * mask
-        columns[self.item_list_length_field] = length
-        self.inter_feat = Interaction(columns)
+        feat = self.inter_feat.interaction
+        if known is not None:
+            feat = {field: values[torch.from_numpy(known)] for field, values in feat.items()}
+        self.inter_feat = self._rows_of_prefixes(feat, start, target)
 
     def _spans(self, part: Part, users: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Of each row of a part, where its prefix begins and where its target is, both as places in ``part.known``."""
-        users, place = users[part.known], np.arange(len(part.known))
-        new_user = np.diff(users, prepend=-1) != 0
-        first_of_user = np.maximum.accumulate(np.where(new_user, place, 0))
-        target = np.flatnonzero(part.asked & ~new_user)
+        first, place = first_of_user(users[part.known])
+        target = np.flatnonzero(part.asked & (place > first))
         target = target[np.argsort(self._exact_time[part.known[target]], kind="stable")]
-        return np.maximum(first_of_user[target], target - self.max_item_list_len), target
+        return np.maximum(first[target], target - self.max_item_list_len), target
 
     def build(self) -> list[MultimodalDataset]:
         """Training, validation and test."""
@@ -250,8 +242,10 @@ class MultimodalDataset(ItemContent, SafeReading, SequentialDataset):
             if len(part) == 0:
                 raise DatasetError(self._empty_part(name))
         self._seen = torch.zeros(self.item_num, dtype=torch.bool)
-        for field in (self.iid_field, self.item_id_list_field):
-            self._seen[parts[0].inter_feat[field]] = True
+        feat = parts[0].inter_feat
+        fields = (self.iid_field, self.item_id_list_field)
+        for items in [feat.held(self.iid_field)] if isinstance(feat, Histories) else [feat[field] for field in fields]:
+            self._seen[items] = True
         self._seen[0] = False
         for part in parts:
             part._seen = self._seen
@@ -284,3 +278,23 @@ class MultimodalDataset(ItemContent, SafeReading, SequentialDataset):
             f"rows: {', '.join(rows)}; {ranked} items are ranked; {n_unseen} test targets are items that training "
             "never has"
         )
+
+
+def _allows_all(intervals: list[tuple[str, float, float, str]]) -> bool:
+    """Whether intervals of RecBole's leave out no number of interactions, which is at least 1."""
+    return len(intervals) == 1 and intervals[0][1] <= 0 and intervals[0][2] == float("inf")
+
+
+def _beside_each_other(known: list[np.ndarray], *, n: int) -> tuple[np.ndarray | None, list[int]]:
+    """What the parts know, in a row and where each begins; parts that know the same share it. None for all n."""
+    blocks: list[np.ndarray] = []
+    begins: list[int] = []
+    for part in known:
+        sizes = [0, *map(len, blocks)]
+        same = next((i for i, block in enumerate(blocks) if np.array_equal(block, part)), len(blocks))
+        begins.append(sum(sizes[: same + 1]))
+        if same == len(blocks):
+            blocks.append(part)
+    if len(blocks) == 1 and len(blocks[0]) == n:
+        return None, begins
+    return np.concatenate(blocks), begins

@@ -204,6 +204,9 @@ def numbers(frame: DataFrame, column: str, path: Path, *, may_be_empty: bool = F
     import pandas as pd
 
     text = frame[column]
+    plain = _plain_numbers(text.to_numpy())
+    if plain is not None:
+        return plain
     empty = (text == "").to_numpy()
     plausible = pd.to_numeric(text.where(~empty, None), errors="coerce").to_numpy(dtype=float)
     bad = ~np.isfinite(plausible) & ~(empty & may_be_empty)
@@ -214,3 +217,14 @@ def numbers(frame: DataFrame, column: str, path: Path, *, may_be_empty: bool = F
         )
     # Python's float, because pandas before 3 reads some decimals with a wrong last bit.
     return text.where(~empty, "nan").to_numpy(dtype=object).astype(np.float64)
+
+
+def _plain_numbers(text: np.ndarray) -> np.ndarray | None:
+    """All of them at once if nothing but digits, signs, points and exponents is there; None where one is odd."""
+    if "".join(text).encode().translate(None, b"0123456789+-.eE"):
+        return None
+    try:
+        values = text.astype(np.float64)
+    except ValueError:
+        return None
+    return values if np.isfinite(values).all() else None

@@ -17,7 +17,7 @@ from recbole_mm.data.files import read_header, read_table
 from recbole_mm.data.knockout import KnockOuts
 from recbole_mm.data.layout import Manifest, read_feature
 from recbole_mm.errors import DatasetError, nearest
-from recbole_mm.ragged import segments_of
+from recbole_mm.ragged import mean_and_deviation, mean_of_items, segments_of
 
 PREPARED_COLUMNS = ("price_level", "category")  # made by python -m dataset_prep prices
 
@@ -27,6 +27,7 @@ class ItemVectors(NamedTuple):
 
     Attributes:
         rows: [S, F] float32 in the order of the file; on a CPU the mapped file itself. A knock-out may bring others.
+            With ``float16_features: mapped``, a file of float16 stays what it is.
         starts: [N] long, where the rows of an item id begin.
         counts: [N] long, how many it has; 0 for padding and for items without content.
         fallback: [F], what stands in for an item without rows: zeros, or the mean of all rows.
@@ -69,6 +70,7 @@ class ItemContent:
         """Called first, when ``folder`` is known."""
         self.manifest = Manifest.load(self.folder)
         self.missing_features = config["missing_features"] or "error"
+        self.keep_float16 = config["float16_features"] == "mapped"
         self.knockouts = KnockOuts(config["knockout"], seed=config["knockout_seed"], settings=config.final_config_dict)
         # Filled when asked for. The parts that RecBole splits this into share them.
         self._vectors: dict[str, ItemVectors] = {}
@@ -109,9 +111,7 @@ class ItemContent:
     def feature(self, name: str) -> Tensor:
         """One vector per item, [N, F]: the item's vector, or the mean of its vectors. Padding is zero."""
         rows, starts, counts, fallback = self.vectors(name)
-        row_ids, _, offsets = segments_of(starts, counts)
-        # A bag of embeddings: the mean of an item's rows without a copy of all rows.
-        mean = F.embedding_bag(row_ids, rows, offsets, mode="mean")  # [N, F]
+        mean = mean_of_items(rows, starts, counts)  # [N, F]
         mean[1:][counts[1:] == 0] = fallback
         return mean
 
@@ -130,11 +130,15 @@ class ItemContent:
 
         missing = np.flatnonzero(counts[1:].numpy() == 0) + 1
         self._report_coverage(name, feature, missing, n_known=int((entries >= 0).sum()))
-        rows = torch.from_numpy(feature.rows if feature.rows.dtype == np.float32 else feature.rows.astype(np.float32))
+        kept = (np.float32, np.float16) if self.keep_float16 else (np.float32,)
+        rows = torch.from_numpy(feature.rows if feature.rows.dtype in kept else feature.rows.astype(np.float32))
         fallback = torch.zeros(rows.shape[1])
         if self.missing_features == "mean":
             row_ids, _, _ = segments_of(starts, counts)
-            fallback = F.embedding_bag(row_ids, rows, torch.zeros(1, dtype=torch.long), mode="mean")[0]
+            if rows.dtype == torch.float16:
+                fallback, _ = mean_and_deviation(rows, row_ids)
+            else:
+                fallback = F.embedding_bag(row_ids, rows, torch.zeros(1, dtype=torch.long), mode="mean")[0]
         if knockout := self.knockouts.of_feature(name):
             why = f"made from {knockout.name} and replaced like it" if knockout.derived else "replaced"
             self._report_knockout(f"feature {name!r}", why, knockout.kind)

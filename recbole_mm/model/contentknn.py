@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from recbole_mm.model.base import MultimodalRecommender
-from recbole_mm.model.counting import ROWS_IN_LOSS
+from recbole_mm.model.counting import ROWS_IN_LOSS, TrainingRows
 from recbole_mm.model.layers import valid_positions
 
 PRICE = "price"
@@ -35,6 +35,8 @@ class ContentKNN(MultimodalRecommender):
         DatasetError: the folder has no such feature, or no price levels.
     """
 
+    in_16_bits = ()
+
     def __init__(self, config, dataset) -> None:
         super().__init__(config, dataset)
         feature, self.decay = config["feature"], config["decay"]
@@ -50,8 +52,7 @@ class ContentKNN(MultimodalRecommender):
         self.register_buffer("there", there, persistent=False)  # [N]
         self.repeats = config["repeats"]
         if self.repeats == "auto":
-            rows = dataset.inter_feat  # the training rows
-            share = (rows[self.ITEM_SEQ] == rows[self.POS_ITEM_ID].unsqueeze(1)).any(1).float().mean().item()
+            share = TrainingRows.of_part(dataset).share_of_repeats()
             self.repeats = "keep" if share >= OFTEN else "last"
             self.logger.info(
                 f"{100 * share:.1f} % of training targets are in their prefix already: the prefix's items are ranked "

@@ -20,6 +20,7 @@ import torch
 from scipy.sparse import coo_matrix, csr_matrix
 from torch import Tensor, nn
 
+from recbole_mm.data.histories import HistoryColumn, column_in_parts
 from recbole_mm.errors import SettingError
 from recbole_mm.model.base import MultimodalRecommender
 
@@ -34,23 +35,46 @@ class TrainingRows(NamedTuple):
 
     Attributes:
         session: [R], 0..S-1.
-        prefix: [R, L] item ids, oldest first, 0 behind the last one.
+        prefix: [R, L] item ids, oldest first, 0 behind the last one; may be read in parts only, ``prefix[rows]``.
         target: [R] item ids.
         opening: [S], the row with the shortest prefix of each session, the first one of several.
     """
 
     session: np.ndarray
-    prefix: np.ndarray
+    prefix: np.ndarray | HistoryColumn
     target: np.ndarray
     opening: np.ndarray
 
     @classmethod
     def of(cls, *, session: Tensor, prefix: Tensor, target: Tensor) -> TrainingRows:
         """From the columns of the rows, sessions as any whole numbers."""
-        _, numbered = np.unique(session.numpy(), return_inverse=True)
-        order = np.lexsort(((prefix > 0).sum(1).numpy(), numbered))  # stable
+        return cls._of(session.numpy(), prefix.numpy(), target.numpy(), length=(prefix > 0).sum(1).numpy())
+
+    @classmethod
+    def of_part(cls, part) -> TrainingRows:
+        """From the training part of a data set; prefixes that it keeps as places are not made all at once."""
+        inter = part.inter_feat
+        session, target, length = (
+            inter[field].numpy() for field in (part.uid_field, part.iid_field, part.item_list_length_field)
+        )
+        prefix = column_in_parts(inter, f"{part.iid_field}{part.config['LIST_SUFFIX']}")
+        return cls._of(session, prefix, target, length=length)
+
+    @classmethod
+    def _of(
+        cls, session: np.ndarray, prefix: np.ndarray | HistoryColumn, target: np.ndarray, *, length: np.ndarray
+    ) -> TrainingRows:
+        _, numbered = np.unique(session, return_inverse=True)
+        order = np.lexsort((length, numbered))  # stable
         first = np.diff(numbered[order], prepend=-1) > 0
-        return cls(numbered, prefix.numpy(), target.numpy(), order[first])
+        return cls(numbered, prefix, target, order[first])
+
+    def share_of_repeats(self) -> float:
+        """The share of rows whose target stands in their prefix."""
+        size = max(1, PAIRS_AT_ONCE // self.prefix.shape[1])
+        blocks = (slice(start, start + size) for start in range(0, len(self.target), size))
+        repeats = sum(int((self.prefix[block] == self.target[block, None]).any(1).sum()) for block in blocks)
+        return repeats / len(self.target)
 
 
 # ------------------------------------------------ what is counted
@@ -192,13 +216,13 @@ class CountingRecommender(MultimodalRecommender):
         SettingError: the protocol ranks items alone that training never has.
     """
 
+    in_16_bits = ()
     reads_prefix_alone = False  # whether `counts` are known without any training row
 
     def __init__(self, config, dataset) -> None:
         super().__init__(config, dataset)
         self.log_scale = nn.Parameter(torch.zeros(()))
-        inter = dataset.inter_feat  # the training rows
-        rows = TrainingRows.of(session=inter[self.USER_ID], prefix=inter[self.ITEM_SEQ], target=inter[self.POS_ITEM_ID])
+        rows = TrainingRows.of_part(dataset)
         counts = occurrences(rows, n_items=self.n_items)
         candidates = dataset.candidates()
         if candidates is not None and not self.reads_prefix_alone and not counts[candidates.numpy()].any():

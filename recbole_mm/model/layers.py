@@ -12,9 +12,12 @@ import torch
 import torch.nn.functional as F
 from recbole.model.layers import TransformerEncoder
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 from recbole_mm.ragged import mean_and_deviation, segments_of
 
+NORMS_AT_ONCE = 1 << 16  # rows
+ROWS_AT_ONCE, ITEMS_AT_ONCE = 2048, 256  # of 16 bits, converted at a time: they stay in the cache
 FEATURE_SCALES = ("none", "unit", "sqrt_dim", "standardize")
 
 
@@ -24,7 +27,8 @@ FEATURE_SCALES = ("none", "unit", "sqrt_dim", "standardize")
 class FeatureRows(nn.Module):
     """The frozen feature vectors of all items, several per item, and how to scale them.
 
-    Nothing here is trained or saved. On the CPU ``rows`` may be a memory-mapped file: it is read, never copied.
+    Nothing here is trained or saved. On the CPU ``rows`` may be a memory-mapped file: it is read, never copied. Rows of
+    float16 stay what they are, and are converted some at a time where they are used.
 
     Scaling needs no scaled copy either: a factor per row joins the row's weight, and a shift and factor per dimension
     commute with a weighted mean, so that `AttentionPooling` applies them to its N results instead of the S rows.
@@ -62,7 +66,8 @@ class FeatureRows(nn.Module):
         row_scale = mean = std = None
         if scale in ("unit", "sqrt_dim"):
             length = 1.0 if scale == "unit" else math.sqrt(rows.shape[1])
-            row_scale = length / torch.linalg.vector_norm(rows, dim=1).clamp_min(1e-12)  # [S]
+            norms = [torch.linalg.vector_norm(at_least_float32(part), dim=1) for part in rows.split(NORMS_AT_ONCE)]
+            row_scale = length / torch.cat(norms).clamp_min(1e-12)  # [S]
             fallback = length * F.normalize(fallback, dim=0)
         if scale == "standardize":
             mean, std = mean_and_deviation(rows, row_ids)  # [F], [F]
@@ -128,8 +133,11 @@ class AttentionPooling(nn.Module):
         weights = segment_softmax(scores, segments, len(counts))  # [R]
         if features.row_scale is not None:
             weights = weights * features.row_scale.index_select(0, row_ids)
-        # A bag of embeddings is a weighted sum of rows that never holds the R rows, [R, F], themselves.
-        pooled = F.embedding_bag(row_ids, features.rows, offsets, mode="sum", per_sample_weights=weights)  # [n, F]
+        if features.rows.dtype == torch.float16:
+            pooled = _WeightedRows.apply(features.rows, row_ids, segments, offsets, weights)  # [n, F]
+        else:
+            # A bag of embeddings is a weighted sum of rows that never holds the R rows, [R, F], themselves.
+            pooled = F.embedding_bag(row_ids, features.rows, offsets, mode="sum", per_sample_weights=weights)  # [n, F]
         pooled = torch.where((counts == 0).unsqueeze(1), features.fallback, pooled)
         return pooled if features.std is None else (pooled - features.mean) / features.std
 
@@ -137,11 +145,64 @@ class AttentionPooling(nn.Module):
         direction = (self.outer.weight @ self.inner.weight).squeeze(0)  # [F]
         if features.std is not None:
             direction = direction / features.std  # the mean's share is the same for all rows
-        if 4 * len(row_ids) > len(features.rows):  # reading all rows in order is as fast as gathering a quarter of them
+        if features.rows.dtype == torch.float16:
+            scores = _RowProducts.apply(features.rows, row_ids, at_least_float32(direction))
+        elif 4 * len(row_ids) > len(
+            features.rows
+        ):  # reading all rows in order is as fast as gathering a quarter of them
             scores = (features.rows @ direction).index_select(0, row_ids)
         else:
             scores = features.rows.index_select(0, row_ids) @ direction
         return scores if features.row_scale is None else scores * features.row_scale.index_select(0, row_ids)
+
+
+class _RowProducts(torch.autograd.Function):
+    """Products of rows of 16 bits with one vector: [S, F], [R], [F] -> [R]. Converts a few rows at a time, and again
+    in the backward pass, so that memory is O(R) and not O(R F)."""
+
+    @staticmethod
+    def forward(ctx, rows: Tensor, row_ids: Tensor, direction: Tensor) -> Tensor:
+        ctx.save_for_backward(rows, row_ids)
+        parts = [rows.index_select(0, ids).to(direction.dtype) @ direction for ids in row_ids.split(ROWS_AT_ONCE)]
+        return torch.cat(parts)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad: Tensor):
+        rows, row_ids = ctx.saved_tensors
+        grad_direction = grad.new_zeros(rows.shape[1])
+        for ids, part in zip(row_ids.split(ROWS_AT_ONCE), grad.split(ROWS_AT_ONCE), strict=True):
+            grad_direction += part @ rows.index_select(0, ids).to(grad.dtype)
+        return None, None, grad_direction
+
+
+class _WeightedRows(torch.autograd.Function):
+    """Sum of each item's rows of 16 bits by weight, as a bag of embeddings: [S, F], weights [R] -> [n, F]. Converts a
+    few rows at a time, and again in the backward pass."""
+
+    @staticmethod
+    def forward(ctx, rows: Tensor, row_ids: Tensor, segments: Tensor, offsets: Tensor, weights: Tensor) -> Tensor:
+        ctx.save_for_backward(rows, row_ids, segments)
+        pooled = weights.new_empty(len(offsets), rows.shape[1])
+        starts = offsets[::ITEMS_AT_ONCE].tolist()
+        for number, (start, stop) in enumerate(zip(starts, [*starts[1:], len(row_ids)], strict=True)):
+            items = slice(number * ITEMS_AT_ONCE, (number + 1) * ITEMS_AT_ONCE)
+            pooled[items] = F.embedding_bag(
+                torch.arange(stop - start, device=rows.device),
+                rows.index_select(0, row_ids[start:stop]).to(weights.dtype),
+                offsets[items] - start,
+                mode="sum",
+                per_sample_weights=weights[start:stop],
+            )
+        return pooled
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad: Tensor):
+        rows, row_ids, segments = ctx.saved_tensors
+        blocks = zip(row_ids.split(ROWS_AT_ONCE), segments.split(ROWS_AT_ONCE), strict=True)
+        parts = [(rows.index_select(0, ids).to(grad.dtype) * grad.index_select(0, of)).sum(1) for ids, of in blocks]
+        return None, None, None, None, torch.cat(parts)
 
 
 def segment_softmax(scores: Tensor, segments: Tensor, n_segments: int) -> Tensor:
@@ -165,6 +226,12 @@ def at_least_float32(x: Tensor) -> Tensor:
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
+def products(a: Tensor, b: Tensor) -> Tensor:
+    """Product of every row of a with every row of b, in float32 at least, autocast or not: [A, D], [B, D] -> [A, B]."""
+    with torch.autocast(a.device.type, enabled=False):
+        return at_least_float32(a) @ at_least_float32(b).T
+
+
 class Dropout(nn.Dropout):
     """Dropout whose mask is cheap on a CPU, where `torch.nn.Dropout` draws one number per element.
 
@@ -173,7 +240,7 @@ class Dropout(nn.Dropout):
     """
 
     def forward(self, x: Tensor) -> Tensor:
-        if not self.training or x.device.type != "cpu" or self.p == 1:
+        if not self.training or x.device.type != "cpu" or self.p == 1 or torch.compiler.is_compiling():
             return F.dropout(x, self.p, self.training)
         n_dropped = dropped_of_65536(self.p)
         if n_dropped == 0:
@@ -217,6 +284,8 @@ class MoEAdaptor(nn.Module):
         initializer_range: standard deviation of A at the start.
     """
 
+    compiled = ("mix",)  # with the setting compile
+
     def __init__(
         self,
         *,
@@ -239,7 +308,7 @@ class MoEAdaptor(nn.Module):
 
     def experts(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Experts' outputs before dropout, [n, E, D], and gates [n, E], of x [n, F]."""
-        return self.project(x).unflatten(-1, (self.n_experts, -1)), self.gate(x).softmax(-1)
+        return self.project(x).unflatten(-1, (self.n_experts, -1)), at_least_float32(self.gate(x)).softmax(-1)
 
     def mix(self, hidden: Tensor, gates: Tensor) -> Tensor:
         """Dropout, one LayerNorm per expert, sum weighted by gates: [n, E, D], [n, E] -> [n, D]."""
@@ -367,40 +436,75 @@ class SequenceEncoder(nn.Module):
             if isinstance(module, nn.Linear):
                 nn.init.zeros_(module.bias)
 
-    def forward(self, packed: Tensor, lengths: Tensor) -> Tensor:
+    def forward(self, packed: Tensor, lengths: Tensor, places: Tensor | None = None) -> Tensor:
         """
         Args:
             packed: [P, D], the positions of the first sequence, then those of the second, and so on; no padding.
             lengths: [B], summing to P.
+            places: [T] positions in ``packed`` to read; None for each sequence's last one.
 
         Returns:
-            [B, D], the output at each sequence's last position.
+            [B, D], the output at each sequence's last position, or [T, D] at ``places``.
 
         Raises:
             ValueError: if a sequence is longer than the position table.
         """
-        groups = length_groups(lengths, self.n_groups)
-        longest = groups[-1][1]
+        longest = int(lengths.max())
         if longest > self.max_length:
             raise ValueError(f"a sequence has {longest} items, the position table {self.max_length}: raise max_length")
-        starts = lengths.cumsum(0) - lengths  # [B]
-        positions = torch.arange(len(packed), device=packed.device) - starts.repeat_interleave(lengths)  # [P]
-        inputs = self.dropout(self.LayerNorm(packed + self.position_embedding(positions)))  # [P, D]
-        outputs = [self._encode(inputs, starts[rows], lengths[rows] - 1, longest) for rows, longest in groups]
+        return causal_outputs(self, packed, lengths, places, n_groups=self.n_groups)
+
+
+def causal_outputs(
+    encoder: nn.Module, packed: Tensor, lengths: Tensor, places: Tensor | None = None, *, n_groups: int = 4
+) -> Tensor:
+    """SASRec's encoder over packed sequences; what `SequenceEncoder` does, for anything that has its parts.
+
+    Args:
+        encoder: has position_embedding, LayerNorm, dropout and trm_encoder, like RecBole's SASRec.
+        packed, lengths, places: as `SequenceEncoder` takes them.
+        n_groups: groups of similar length in a batch; of sequences that are read at their last position alone, and of
+            the others.
+
+    Returns:
+        [B, D], or [T, D] with ``places``.
+    """
+    starts = lengths.cumsum(0) - lengths  # [B]
+    positions = torch.arange(len(packed), device=packed.device) - starts.repeat_interleave(lengths)  # [P]
+    inputs = encoder.dropout(encoder.LayerNorm(packed + encoder.position_embedding(positions)))  # [P, D]
+    layers = list(encoder.trm_encoder.layer)
+    if places is None:
+        groups = length_groups(lengths, n_groups)
+        outputs = [_outputs(layers, inputs, starts[rows], longest, lengths[rows] - 1) for rows, longest in groups]
         order = torch.cat([rows for rows, _ in groups])  # [B]
         return F.embedding(order.argsort(), torch.cat(outputs))  # [B, D]
 
-    def _encode(self, inputs: Tensor, starts: Tensor, last: Tensor, length: int) -> Tensor:
-        """Sequences of one group: [P, D], [n], [n] -> [n, D]."""
-        steps = torch.arange(length, device=inputs.device)
-        # What follows a shorter sequence is padding; it may hold anything, here the next sequence.
-        index = (starts.unsqueeze(1) + steps).clamp_max(len(inputs) - 1)  # [n, length]
-        x = F.embedding(index, inputs)  # [n, length, D]
-        future = torch.full((length, length), -torch.inf, device=x.device, dtype=x.dtype).triu(1)
-        *layers, last_layer = self.trm_encoder.layer
-        for layer in layers:
-            x = layer(x, future)  # [n, length, D]
-        return last_position(last_layer, x, last, steps)
+    row = torch.searchsorted(starts, places, right=True) - 1  # [T]
+    at_last = torch.zeros_like(lengths).index_add_(0, row, (places == (starts + lengths - 1)[row]).to(lengths.dtype))
+    only_last = (at_last > 0) & (row.bincount(minlength=len(lengths)) == at_last)  # [B]
+    outputs, shift, n_outputs = [], torch.zeros_like(starts), 0  # [B], from a place to its output
+    for chosen, whole in ((only_last, False), (~only_last, True)):
+        chosen = chosen.nonzero().squeeze(1)
+        for group, longest in length_groups(lengths[chosen], n_groups) if len(chosen) else ():
+            rows = chosen[group]
+            last = None if whole else lengths[rows] - 1
+            outputs.append(_outputs(layers, inputs, starts[rows], longest, last).flatten(0, -2))
+            step = torch.arange(len(rows), device=rows.device) * (longest if whole else 1)
+            shift[rows] = n_outputs + step - (starts[rows] if whole else starts[rows] + last)
+            n_outputs += len(outputs[-1])
+    return F.embedding(shift[row] + places, torch.cat(outputs))  # [T, D]
+
+
+def _outputs(layers: list[nn.Module], inputs: Tensor, starts: Tensor, length: int, last: Tensor | None) -> Tensor:
+    """Sequences of one group: [P, D], [n] -> [n, D] at the positions ``last`` [n], or [n, length, D] without them."""
+    steps = torch.arange(length, device=inputs.device)
+    # What follows a shorter sequence is padding; it may hold anything, here the next sequence.
+    index = (starts.unsqueeze(1) + steps).clamp_max(len(inputs) - 1)  # [n, length]
+    x = F.embedding(index, inputs)  # [n, length, D]
+    future = torch.full((length, length), -torch.inf, device=x.device, dtype=x.dtype).triu(1)
+    for layer in layers[: None if last is None else -1]:
+        x = layer(x, future)  # [n, length, D]
+    return x if last is None else last_position(layers[-1], x, last, steps)
 
 
 def last_position(layer: nn.Module, x: Tensor, last: Tensor, steps: Tensor) -> Tensor:

@@ -47,11 +47,12 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 
 from recbole_mm.errors import SettingError
 from recbole_mm.model.base import MultimodalRecommender
-from recbole_mm.model.layers import Dropout, scaled, valid_positions
+from recbole_mm.model.layers import Dropout, dropped_of_65536, products, random_int16, scaled, valid_positions
 from recbole_mm.model.losses import hard_negative_loss
 from recbole_mm.model.pivots import PivotTransformer
 from recbole_mm.model.wasserstein import (
@@ -66,7 +67,8 @@ from recbole_mm.model.wasserstein import (
 class FeatureSequences(nn.Module):
     """F small networks that each make one vector of an item's feature: x_f = D(tanh(W'_f D(tanh(W_f x)))).
 
-    Source: MMSBR, feature sequences. The F networks are two batched products.
+    Source: MMSBR, feature sequences. The F networks are two batched products. On a CPU, training has a backward pass of
+    its own (`_Sequences`), which keeps what goes on and a byte per value in place of three numbers.
 
     Args:
         width: D, of input and output.
@@ -86,9 +88,59 @@ class FeatureSequences(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[n, D] -> [n, F, D]."""
+        if x.device.type == "cpu" and torch.is_grad_enabled() and not torch.is_autocast_enabled("cpu"):
+            n_dropped = dropped_of_65536(self.dropout.p) if self.training else 0
+            weights = (self.first.weight, self.first.bias, self.second_weight, self.second_bias)
+            return _Sequences.apply(n_dropped, x, *weights).transpose(0, 1)
         hidden = self.dropout(self.first(x).tanh()).unflatten(1, (len(self.second_weight), -1))  # [n, F, D]
         out = torch.baddbmm(self.second_bias, hidden.transpose(0, 1), self.second_weight)  # [F, n, D]
         return self.dropout(out.tanh()).transpose(0, 1)
+
+
+class _Sequences(torch.autograd.Function):
+    """`FeatureSequences` with the masks that `Dropout` would draw; [F, n, D]."""
+
+    @staticmethod
+    def forward(ctx, n_dropped: int, x: Tensor, first: Tensor, first_bias: Tensor, second: Tensor, second_bias: Tensor):
+        hidden, remain_1 = _thinned(torch.addmm(first_bias, x, first.T).tanh_(), n_dropped)  # [n, F D]
+        per_network = hidden.unflatten(1, (len(second), -1)).transpose(0, 1)  # [F, n, D]
+        out, remain_2 = _thinned(torch.baddbmm(second_bias, per_network, second).tanh_(), n_dropped)
+        ctx.n_dropped = n_dropped
+        ctx.save_for_backward(x, first, second, hidden, out, remain_1, remain_2)
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad: Tensor):
+        x, first, second, hidden, out, remain_1, remain_2 = ctx.saved_tensors
+        per_network = hidden.unflatten(1, (len(second), -1))  # [n, F, D]
+        grad_2 = _inside(grad, out, remain_2, ctx.n_dropped)  # [F, n, D]
+        grad_hidden = torch.empty_like(hidden)  # [n, F D]
+        for network, columns in enumerate(grad_hidden.view(per_network.shape).unbind(1)):
+            torch.mm(grad_2[network], second[network].T, out=columns)
+        grad_second = torch.bmm(per_network.permute(1, 2, 0), grad_2)
+        grad_1 = _inside(grad_hidden, hidden, remain_1, ctx.n_dropped)
+        grad_x = grad_1 @ first if ctx.needs_input_grad[1] else None
+        return None, grad_x, grad_1.T @ x, grad_1.sum(0), grad_second, grad_2.sum(1, keepdim=True)
+
+
+def _thinned(x: Tensor, n_dropped: int) -> tuple[Tensor, Tensor | None]:
+    """Dropout in place, and what is left of x, 1 or 0."""
+    if not n_dropped:
+        return x, None
+    remain = torch.empty(x.shape, dtype=torch.uint8)
+    torch.ge(random_int16(x.shape), n_dropped - 32768, out=remain)
+    return x.mul_(remain).mul_(65536 / (65536 - n_dropped)), remain
+
+
+def _inside(grad: Tensor, y: Tensor, remain: Tensor | None, n_dropped: int) -> Tensor:
+    """Gradient of what goes into y = Dropout(tanh(.)): with s the scale of what is left, s (1 - tanh^2) = s - y^2 / s.
+
+    Where y was dropped it is zero, and so is the slope.
+    """
+    scale = 65536 / (65536 - n_dropped)
+    slope = torch.ones_like(y) if remain is None else remain.to(y.dtype).mul_(scale)
+    return slope.addcmul_(y, y, value=-1 / scale).mul_(grad)
 
 
 class SoftAttention(nn.Module):
@@ -149,7 +201,8 @@ class MMSBR(MultimodalRecommender):
     """MMSBR on whatever the folder has of image, text, pseudo-modalities, price and category.
 
     Cost of a training step: the item tower, 15 MFLOP an item with the defaults, and the contrastive loss, 4 N^2 D for
-    two modalities; both independent of the batch, so that large batches are cheap.
+    two modalities; both independent of the batch, so that large batches are cheap. Several processes divide both among
+    them with ``share_items``, and the batch in any case.
 
     Raises:
         DatasetError: neither image nor text is there.
@@ -162,6 +215,7 @@ class MMSBR(MultimodalRecommender):
             raise SettingError(f"use_text and use_image are both false: {type(self).__name__} needs one of them")
         self.width = config["hidden_size"]
         self.tower_chunk = config["tower_chunk"]
+        self.wants_together = config["share_items"]
         self.contrastive_weight = config["contrastive_weight"]
         self.contrastive_temperature = config["contrastive_temperature"]
         self.n_negatives, self.n_anchors = config["n_negatives"], config["contrastive_anchors"]
@@ -300,10 +354,11 @@ class MMSBR(MultimodalRecommender):
         projected = self._projected()
         vectors = self._vectors([projected[modality] for modality in self.streams])
         prices, in_sessions = self._prices() if self.has_prices else (None, None)
-        return Items(vectors, prices, in_sessions, projected)
+        vectors, *tables = (self.together.whole(x, self.n_items) for x in (vectors, *projected.values()))
+        return Items(vectors, prices, in_sessions, dict(zip(projected, tables, strict=True)))
 
     def _projected(self) -> dict[str, Tensor]:
-        """Each feature in the model's width, [N, D]; pseudo-modalities in training only."""
+        """Each feature in the model's width, of this process' items, [N, D] for all; pseudo-ones in training only."""
         names = list(self.streams)
         if self.training:
             names += [f"pseudo_{modality}" for modality in self.pairs]
@@ -311,7 +366,7 @@ class MMSBR(MultimodalRecommender):
 
     def _project(self, name: str) -> Tensor:
         project = self.projections[name if name in self.projections else name.removeprefix("pseudo_")]
-        return project(getattr(self, f"{name}_table"))
+        return project(self.together.part(getattr(self, f"{name}_table")))
 
     def _vectors(self, features: list[Tensor]) -> Tensor:
         """Item vectors [N, D] out of projected features, [N, D] per modality; in chunks that are computed again in
@@ -345,7 +400,8 @@ class MMSBR(MultimodalRecommender):
             return None
         if self.pivot_offsets is None:
             return self.pivots
-        return self.pivots + self.trained_only(self.pivot_offsets.weight).unflatten(1, self.pivots.shape)
+        offsets = self.together.part(self.trained_only(self.pivot_offsets.weight))
+        return self.pivots + offsets.unflatten(1, self.pivots.shape)
 
     def _prices(self) -> tuple[Gaussian, tuple[Tensor, Tensor]]:
         """``prices`` and ``in_sessions`` of `Items`, here the same ones."""
@@ -359,7 +415,7 @@ class MMSBR(MultimodalRecommender):
         valid = valid_positions(item_seq, item_seq_len)
         sequence = F.embedding(item_seq, items.vectors) * valid.unsqueeze(-1)  # [B, L, D]
         # Items first, so that prices join row by row.
-        interest = items.vectors @ self._wanted(sequence, item_seq_len).T  # [N, B]
+        interest = products(items.vectors, self._wanted(sequence, item_seq_len))  # [N, B]
         if not self.has_prices:
             return interest.T
         pair = self.pair_of_item[item_seq]  # [B, L]
@@ -414,7 +470,7 @@ class MMSBR(MultimodalRecommender):
         if not self.pairs:
             return ()
         absent = {f"pseudo_{modality}" for modality in self.pairs} - items.projected.keys()  # a loss out of training
-        projected = items.projected | {name: self._project(name) for name in absent}
+        projected = items.projected | {name: self.together.whole(self._project(name), self.n_items) for name in absent}
         return (self.contrastive_weight * sum(self._contrast(projected, modality) for modality in self.pairs),)
 
     def _contrast(self, projected: dict[str, Tensor], modality: str) -> Tensor:
@@ -422,11 +478,13 @@ class MMSBR(MultimodalRecommender):
         ids = there.nonzero().squeeze(1)  # [n]
         own = torch.arange(len(ids), device=ids.device)
         if 0 < self.n_anchors < len(ids):  # a sample of the anchors, all candidates
-            own = torch.randperm(len(ids), device=ids.device)[: self.n_anchors]
-        return hard_negative_loss(
-            F.embedding(ids[own], projected[modality]),
+            own = self.together.same(torch.randperm(len(ids), device=ids.device))[: self.n_anchors]
+        here = self.together.part(own)
+        loss = hard_negative_loss(
+            F.embedding(ids[here], projected[modality]),
             F.embedding(ids, projected[f"pseudo_{modality}"]),
-            own,
+            here,
             n_negatives=self.n_negatives,
             temperature=self.contrastive_temperature,
         )
+        return self.together.mean(loss, len(own))

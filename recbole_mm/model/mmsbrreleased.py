@@ -39,7 +39,12 @@ from recbole_mm.model.losses import largest_log_sum_exp
 from recbole_mm.model.mmsbr import MMSBR
 from recbole_mm.model.wasserstein import Gaussian, WassersteinAttention, positive, wasserstein_distances
 
-ALLOWED = {"pivots": ("per_item",), "price_score": ("product_plus", "none"), "contrastive_anchors": (0,)}
+ALLOWED = {
+    "pivots": ("per_item",),
+    "price_score": ("product_plus", "none"),
+    "contrastive_anchors": (0,),
+    "share_items": (False,),
+}
 
 
 def _alone(words: str, others: str) -> str:

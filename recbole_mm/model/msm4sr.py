@@ -33,6 +33,8 @@ Kept as released: one drop rate and one mixup probability per batch, the padding
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -43,11 +45,13 @@ from recbole_mm.model.layers import (
     FeatureRows,
     MoEAdaptor,
     SequenceEncoder,
+    at_least_float32,
     drop_items,
     mixup,
     valid_positions,
 )
 from recbole_mm.model.losses import cross_modality_loss, next_item_loss
+from recbole_mm.model.together import OwnRows
 
 
 class Modality(nn.Module):
@@ -55,18 +59,21 @@ class Modality(nn.Module):
 
     Args:
         features: the rows.
-        pooling: one vector out of an item's rows; without trainable parameters its results are kept.
+        pooling: one vector out of an item's rows.
         adaptor: from encoder width to model width.
+        keep_pool: keep the results of all items, [N, F], where pooling has no trainable parameters.
     """
 
-    def __init__(self, *, features: FeatureRows, pooling: AttentionPooling, adaptor: MoEAdaptor) -> None:
+    def __init__(
+        self, *, features: FeatureRows, pooling: AttentionPooling, adaptor: MoEAdaptor, keep_pool: bool = True
+    ) -> None:
         super().__init__()
-        self.features, self.pooling, self.adaptor = features, pooling, adaptor
+        self.features, self.pooling, self.adaptor, self.keep_pool = features, pooling, adaptor, keep_pool
         self._frozen_pool: Tensor | None = None
 
     def pooled(self, items: Tensor | None = None) -> Tensor:
         """Pooled features of the given item ids [n, F], or of all [N, F]."""
-        if any(parameter.requires_grad for parameter in self.pooling.parameters()):
+        if not self.keep_pool or any(parameter.requires_grad for parameter in self.pooling.parameters()):
             return self.pooling(self.features, items)
         if self._frozen_pool is None:
             self._frozen_pool = self.pooling(self.features)
@@ -115,6 +122,25 @@ class Content:
         return self.adaptor.mix(hidden, F.embedding(index, self.gates))
 
 
+class Items(NamedTuple):
+    """What depends on items alone.
+
+    Attributes:
+        contents: of n items, one entry per modality.
+        ids: [n, D], their item embeddings; None in pre-training.
+    """
+
+    contents: list[Content]
+    ids: Tensor | None
+
+    def parts(self, index: Tensor | None = None) -> list[Tensor]:
+        """Content plus item embedding of the items at these places, or of all: [n, D] per modality."""
+        contents = [content.all() if index is None else content.at(index) for content in self.contents]
+        if self.ids is None:
+            return contents
+        return [content + (self.ids if index is None else F.embedding(index, self.ids)) for content in contents]
+
+
 class MSM4SR(MultimodalRecommender):
     """MSM4SR, of one stage: ``train_stage: pretrain`` has no item embedding and the contrastive losses; any other
     fine-tunes.
@@ -125,8 +151,10 @@ class MSM4SR(MultimodalRecommender):
         DatasetError: the folder has neither feature.
     """
 
+    scores_are_products = True
     fresh_parameters = ("item_embedding.weight",)  # not taken over from pre-training: item ids differ between datasets
     same_in_both_stages = ("n_heads", "hidden_act", "layer_norm_eps", "max_rows", "feature_scale", "proj")
+    left_to_right = True
 
     # Parts that a subclass may exchange.
     pooling_class = AttentionPooling
@@ -142,6 +170,7 @@ class MSM4SR(MultimodalRecommender):
         self.nip_weight, self.cmcl_weight = config["nip_weight"], config["cmcl_weight"]
         self.item_drop_max, self.mixup_max = config["item_drop_max"], config["mixup_max"]
         self.use_mixup = config["use_mixup"]
+        self.wants_together = self.pretraining and config["gather_negatives"]
         train_attention = config["train_attention"] and (self.pretraining or not config["freeze_attention_in_finetune"])
 
         self.towers = nn.ModuleDict()  # by modality, text first
@@ -159,7 +188,8 @@ class MSM4SR(MultimodalRecommender):
                 eps=eps,
                 initializer_range=initializer_range,
             )
-            self.towers[modality] = Modality(features=features, pooling=pooling, adaptor=adaptor)
+            keep_pool = self.softmax != "sampled"  # which pools the items of a batch alone
+            self.towers[modality] = Modality(features=features, pooling=pooling, adaptor=adaptor, keep_pool=keep_pool)
         self.encoder = SequenceEncoder(
             width=width,
             inner_size=config["inner_size"],
@@ -191,17 +221,18 @@ class MSM4SR(MultimodalRecommender):
 
     # ------------------------------------------------ items and sequences
 
-    def item_tower(self) -> list[Content]:
-        """Content of all items, one entry per modality."""
-        return [tower.content() for tower in self.towers.values()]
+    def item_tower(self, items: Tensor | None = None) -> Items:
+        contents = [tower.content(items) for tower in self.towers.values()]
+        return Items(contents, None if self.item_embedding is None else self.id_rows(self.item_embedding, items))
 
-    def scores(self, items: list[Content], item_seq: Tensor, item_seq_len: Tensor) -> Tensor:
-        """Sum of the modalities' cosines: [B, L], [B] -> [B, N]."""
+    def queries(self, items: Items, item_seq: Tensor, item_seq_len: Tensor, places: Tensor | None = None) -> Tensor:
+        """All modalities beside each other, so that one product adds up their cosines: [B, modalities D]."""
         packed = item_seq[valid_positions(item_seq, item_seq_len)]  # [P]
-        inputs = [self._with_id(content.at(packed), packed) for content in items]  # [P, D] each
-        sequences = self._project(self._encode(inputs, item_seq_len))  # [B, D] each
-        table = [self._with_id(content.all()) for content in items]  # [N, D] each
-        return unit_rows(sequences) @ unit_rows(table).T  # one product for all modalities
+        sequences = self._project(self._encode(items.parts(packed), item_seq_len, places))  # [B, D] each
+        return unit_rows(sequences)
+
+    def item_vectors(self, items: Items, index: Tensor | None = None) -> Tensor:
+        return unit_rows(items.parts(index))
 
     def _project(self, sequences: list[Tensor]) -> list[Tensor]:
         """Sequences as scores compare them with items: with projections, each in its own modality's space."""
@@ -209,16 +240,11 @@ class MSM4SR(MultimodalRecommender):
             return sequences
         return [project(s) for project, s in zip(self.projections.values(), sequences, strict=True)]
 
-    def _with_id(self, content: Tensor, items: Tensor | None = None) -> Tensor:
-        """Content plus item embedding, of the given items or of all; in pre-training content alone."""
-        if self.item_embedding is None:
-            return content
-        ids = self.trained_only(self.item_embedding.weight)
-        return content + (ids if items is None else F.embedding(items, ids))
-
-    def _encode(self, inputs: list[Tensor], lengths: Tensor) -> list[Tensor]:
-        """All modalities' sequences in one call: packed positions [P, D] each, lengths [B] -> [B, D] each."""
-        return list(self.encoder(torch.cat(inputs), lengths.repeat(len(inputs))).chunk(len(inputs)))
+    def _encode(self, inputs: list[Tensor], lengths: Tensor, places: Tensor | None = None) -> list[Tensor]:
+        """All modalities' sequences in one call: packed positions [P, D] each, lengths [B] -> [B, D] each, or [T, D]."""
+        if places is not None:
+            places = torch.cat([places + number * len(inputs[0]) for number in range(len(inputs))])
+        return list(self.encoder(torch.cat(inputs), lengths.repeat(len(inputs)), places).chunk(len(inputs)))
 
     # ------------------------------------------------ pre-training
 
@@ -230,11 +256,11 @@ class MSM4SR(MultimodalRecommender):
         sequences, targets = self._pretraining_vectors(
             interaction[self.ITEM_SEQ], interaction[self.ITEM_SEQ_LEN], target
         )  # [B, D] per modality
-        anchors = self._anchors(sequences)
-        nip = self._nip(anchors, targets, target.unsqueeze(1) == target)
+        anchors, rows = self._anchors(sequences), self.together.rows(len(target), target.device)
+        nip = self._nip(anchors, targets, target, rows)
         if len(self.towers) == 1:
             return self.nip_weight * nip
-        return self.nip_weight * nip, self.cmcl_weight * self._cmcl(anchors)
+        return self.nip_weight * nip, self.cmcl_weight * self._cmcl(anchors, rows)
 
     def _pretraining_vectors(self, item_seq: Tensor, item_seq_len: Tensor, target: Tensor) -> tuple[list, list]:
         """Sequences and targets, [B, D] per modality each. Touches only the items that are in the batch."""
@@ -251,7 +277,8 @@ class MSM4SR(MultimodalRecommender):
         """One drop rate per batch, between 0 and ``item_drop_max``; in training only."""
         if not self.training or self.item_drop_max == 0:
             return item_seq, item_seq_len
-        return self.drop_items(item_seq, item_seq_len, torch.rand((), device=item_seq.device) * self.item_drop_max)
+        rate = self.together.same(torch.rand((), device=item_seq.device)) * self.item_drop_max
+        return self.drop_items(item_seq, item_seq_len, rate)
 
     def _mixup(self, inputs: list[Tensor]) -> list[Tensor]:
         """One probability per batch, between 0 and ``mixup_max``; in training, with two modalities."""
@@ -259,7 +286,8 @@ class MSM4SR(MultimodalRecommender):
             return inputs
         text, image = inputs  # [P, D] each
         valid = torch.ones(len(text), dtype=torch.bool, device=text.device)
-        return list(mixup(text, image, valid, torch.rand((), device=text.device) * self.mixup_max))
+        prob = self.together.same(torch.rand((), device=text.device)) * self.mixup_max
+        return list(mixup(text, image, valid, prob))
 
     def _anchors(self, sequences: list[Tensor]) -> list[list[Tensor]]:
         """Sequences to compare in each modality's space.
@@ -271,20 +299,33 @@ class MSM4SR(MultimodalRecommender):
             return [[sequence] for sequence in sequences]
         return [[project(sequence) for sequence in sequences] for project in self.projections.values()]
 
-    def _nip(self, anchors: list[list[Tensor]], targets: list[Tensor], same_target: Tensor) -> Tensor:
-        """Sum over the modalities."""
+    def _nip(self, anchors: list[list[Tensor]], targets: list[Tensor], target: Tensor, rows: OwnRows) -> Tensor:
+        """Sum over the modalities; ``target`` [B] are the ids of the target items."""
+        contrast = {
+            "temperature": self.temperature,
+            "same_target": target.unsqueeze(1) == rows.of_all(target),
+            "own": rows.places,
+        }
         return sum(
-            self.next_item_loss(space, target, temperature=self.temperature, same_target=same_target)
-            for space, target in zip(anchors, targets, strict=True)
+            self.next_item_loss(space, rows.of_all(vectors), **contrast)
+            for space, vectors in zip(anchors, targets, strict=True)
         )
 
-    def _cmcl(self, anchors: list[list[Tensor]]) -> Tensor:
+    def _cmcl(self, anchors: list[list[Tensor]], rows: OwnRows) -> Tensor:
         """Sum over the spaces; without projections there is one."""
         spaces = anchors if self.projections else [[sequence for (sequence,) in anchors]]
-        return sum(self.cross_modality_loss(*space, temperature=self.temperature) for space in spaces)
+        return sum(
+            self.cross_modality_loss(
+                *space,
+                temperature=self.temperature,
+                candidates=None if rows.places is None else tuple(map(rows.of_all, space)),
+                own=rows.places,
+            )
+            for space in spaces
+        )
 
 
 def unit_rows(parts: list[Tensor]) -> Tensor:
     """Each part's rows at length 1, side by side, so that one product of two such matrices adds up the parts'
     cosines."""
-    return torch.cat([F.normalize(part, dim=-1) for part in parts], dim=-1)
+    return torch.cat([F.normalize(at_least_float32(part), dim=-1) for part in parts], dim=-1)

@@ -34,7 +34,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from recbole_mm.model.layers import AttentionPooling, FeatureRows, segment_softmax, valid_positions
-from recbole_mm.model.losses import cosines
+from recbole_mm.model.losses import cosines, of_own, own_places, without_own
 from recbole_mm.model.msm4sr import MSM4SR
 from recbole_mm.ragged import segments_of
 
@@ -100,29 +100,42 @@ def scatter_last(item_seq: Tensor, item_seq_len: Tensor, keep: Tensor) -> tuple[
 
 
 def next_item_loss(
-    anchors: Sequence[Tensor], targets: Tensor, *, temperature: float, same_target: Tensor | None = None
+    anchors: Sequence[Tensor],
+    targets: Tensor,
+    *,
+    temperature: float,
+    same_target: Tensor | None = None,
+    own: Tensor | None = None,
 ) -> Tensor:
     """As `losses.next_item_loss`, but a pair with the same target counts as exp(0) = 1 in the denominator."""
-    logits = torch.stack([cosines(anchor, targets) for anchor in anchors], dim=1) / temperature  # [B, A, B]
-    positive = logits.diagonal(dim1=0, dim2=2).T  # [B, A]
+    own = own_places(targets, own)
+    logits = torch.stack([cosines(anchor, targets) for anchor in anchors], dim=1) / temperature  # [B, A, C]
+    positive = of_own(logits, own)  # [B, A]
     if same_target is not None:
-        others = same_target & ~torch.eye(len(targets), dtype=torch.bool, device=targets.device)  # [B, B]
+        others = same_target.scatter(1, own.unsqueeze(1), False)  # [B, C]
         logits = logits.masked_fill(others.unsqueeze(1), 0.0)
     return (logits.flatten(1).logsumexp(1) - positive.logsumexp(1)).mean()
 
 
-def cross_modality_loss(text: Tensor, image: Tensor, *, temperature: float) -> Tensor:
+def cross_modality_loss(
+    text: Tensor,
+    image: Tensor,
+    *,
+    temperature: float,
+    candidates: tuple[Tensor, Tensor] | None = None,
+    own: Tensor | None = None,
+) -> Tensor:
     """As `losses.cross_modality_loss`, but the image side has the text side's sum over the other modality.
 
     Half the sum, over both sides, of -mean_i log( exp(s_ii) / (sum_j exp(s_ij) + sum_{j != i} exp(o_ij)) ); s is
     between text and image on both sides, o within text on one and within image on the other.
     """
-    across = cosines(text, image) / temperature  # [B, B]
-    rows = torch.arange(len(text), device=text.device)
+    own, (texts, images) = own_places(text, own), candidates or (text, image)
+    across = cosines(text, images) / temperature  # [B, C]
     sides = []
-    for own in (text, image):
-        within = (cosines(own, own) / temperature).fill_diagonal_(-torch.inf)  # [B, B]
-        sides.append(F.cross_entropy(torch.cat([across, within], dim=1), rows))
+    for one, others in ((text, texts), (image, images)):
+        within = without_own(cosines(one, others) / temperature, own)  # [B, C]
+        sides.append(F.cross_entropy(torch.cat([across, within], dim=1), own))
     return sum(sides) / 2
 
 

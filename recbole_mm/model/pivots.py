@@ -9,14 +9,16 @@ and is most of a step's cost. Against plain autograd of the same function:
 
 * items go through all layers slice by slice, small enough to stay in the cache;
 * what backward needs is kept in buffers that are used again in the next step, since fresh memory costs page faults;
+* of a layer, its input, attention weights and inputs of the norms are kept; queries, keys, values, what the heads
+  gathered and the inside of the feed-forward part are computed again, bit for bit;
 * queries, keys and values come from one product; the last layer of each modality computes the pivots' rows alone,
   because nothing reads the others;
 * on a CPU, slices are shared out among threads, instead of each small product;
 * the softmax runs along an axis that is not the last one, where it is vectorised over the matrices.
 
-Cost: with T = K + F tokens, 12 D^2 T multiply-adds per item and layer, three times that and a bit with the backward
-pass. Memory: O(N T D) per layer between forward and backward; a caller who has not got it calls this on parts of the
-items, each under `torch.utils.checkpoint`.
+Cost: with T = K + F tokens, 12 D^2 T multiply-adds per item and layer, three and a half times that with
+the backward pass. Memory: about 4 N T D numbers per layer between forward and backward; a caller who has not got it
+calls this on parts of the items, each under `torch.utils.checkpoint`.
 
 Shapes: N items, n items of a slice, K pivots, F sequence vectors per modality, T = K + F, D width, H heads, d = D / H.
 """
@@ -25,16 +27,16 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from recbole_mm.model.workers import n_workers, share_out
+
 SLICE = 256  # items that go through all layers together
-MOST_WORKERS = 4  # more would wait for each other in the interpreter
 aten = torch.ops.aten
 
 
@@ -204,9 +206,7 @@ class Kept(NamedTuple):
     """What a layer's backward pass needs, of one slice. n_out is T, or K in the last layer of a modality."""
 
     z: Tensor  # [n, T, D], input
-    qkv: Tensor  # [3, n, H, T, d]
     weights: Tensor  # attention, [n H, T, n_out] or [n H, T, T], see `_attention`
-    context: Tensor  # [n n_out, D]
     before_1: Tensor  # [n n_out, D], input of the first norm
     stats_1: Tensor  # [2, n n_out, 1], mean and inverse deviation
     before_2: Tensor  # [n n_out, D]
@@ -229,7 +229,7 @@ class _Tower(torch.autograd.Function):
             generator = torch.Generator(result.device).manual_seed(seeds[number]) if seeds else None
             kept[number] = _slice_forward(plan, layers, pivots, streams, parts[number], result, generator)
 
-        _share_out(work, len(parts), n_workers=_n_workers(result, parts))
+        share_out(work, len(parts), n_workers=n_workers(result.device, len(parts)))
         ctx.plan, ctx.kept = plan, kept
         ctx.save_for_backward(pivots, *tensors)
         return result
@@ -246,53 +246,24 @@ class _Tower(torch.autograd.Function):
             raise RuntimeError("backward through the pivot transformer a second time; run forward again")
         kept, ctx.kept = ctx.kept, None
         grad_streams = [torch.empty_like(stream) for stream in streams]
-        n_workers = _n_workers(grad, parts)
+        workers = n_workers(grad.device, len(parts))
         # What slices add up, each worker adds up for itself.
-        gradients = [[torch.zeros_like(weight) for weight in weights] for _ in range(n_workers)]
+        gradients = [[torch.zeros_like(weight) for weight in weights] for _ in range(workers)]
         layer_gradients = [[Layer(*of_layer) for of_layer in zip(*own, strict=True)] for own in gradients]
-        own_pivots = [torch.zeros_like(pivots) for _ in range(n_workers if pivots.dim() == 2 else 1)]
+        own_pivots = [torch.zeros_like(pivots) for _ in range(workers if pivots.dim() == 2 else 1)]
 
         def work(number: int, worker: int) -> None:
             grad_pivots = own_pivots[worker if pivots.dim() == 2 else 0]
             own, part = layer_gradients[worker], parts[number]
             _slice_backward(plan, layers, own, kept[number], grad, part, grad_pivots, grad_streams)
 
-        _share_out(work, len(parts), n_workers=n_workers)
+        share_out(work, len(parts), n_workers=workers)
         return None, sum(own_pivots), *grad_streams, *(sum(of_workers) for of_workers in zip(*gradients, strict=True))
 
 
 def _parts(plan: Plan, n_items: int) -> list[slice]:
     starts = range(0, n_items, plan.slice_size)
     return [slice(start, min(start + plan.slice_size, n_items)) for start in starts]
-
-
-def _n_workers(like: Tensor, parts: Sequence[slice]) -> int:
-    return max(1, min(torch.get_num_threads(), MOST_WORKERS, len(parts))) if like.device.type == "cpu" else 1
-
-
-def _share_out(work: Callable[[int, int], None], n: int, *, n_workers: int) -> None:
-    """``work(number, worker)`` for each number below n.
-
-    Workers are threads that share torch's threads evenly: a slice on each of two is quicker than each product on two.
-    """
-    if n_workers == 1:
-        for number in range(n):
-            work(number, 0)
-        return
-    n_threads, inference = torch.get_num_threads(), torch.is_inference_mode_enabled()
-
-    def run(worker: int) -> None:
-        torch.set_num_threads(n_threads // n_workers)
-        # Each thread has its own modes. The order matters: inference_mode(False) switches gradients on.
-        with torch.inference_mode(inference), torch.no_grad():
-            for number in range(worker, n, n_workers):
-                work(number, worker)
-
-    try:
-        with ThreadPoolExecutor(n_workers) as executor:
-            list(executor.map(run, range(n_workers)))
-    finally:
-        torch.set_num_threads(n_threads)
 
 
 def _slice_forward(
@@ -332,36 +303,25 @@ def _slice_forward(
 
 def _give(pool: Pool, kept: Kept) -> None:
     """What was taken, and no more, or the pool would grow: norms make their own results."""
-    pool.give(kept.z, kept.qkv, kept.weights, kept.context, kept.before_1, kept.before_2, *kept.remain)
-    pool.give(kept.stats_1, kept.stats_2)
+    pool.give(kept.z, kept.weights, kept.before_1, kept.stats_1, kept.before_2, kept.stats_2, *kept.remain)
 
 
 def _layer_forward(
     plan: Plan, layer: Layer, z: Tensor, n_out: int, generator: torch.Generator | None
 ) -> tuple[Kept, Tensor]:
     n, n_tokens, width = z.shape
-    n_heads, pool = plan.n_heads, plan.pool
-    d = width // n_heads
-    flat = z.view(-1, width)  # [n T, D]
-    projected = pool.take(z, n * n_tokens, 3 * width)
-    torch.mm(flat, layer.qkv_weight.T, out=projected)
-    qkv = pool.take(z, 3, n, n_heads, n_tokens, d)
-    bias = layer.qkv_bias.view(3, 1, n_heads, 1, d)
-    torch.add(projected.view(n, n_tokens, 3, n_heads, d).permute(2, 0, 3, 1, 4), bias, out=qkv)
-    pool.give(projected)
-    q, k, v = qkv.view(3, n * n_heads, n_tokens, d)
-
+    pool = plan.pool
+    qkv = _query_key_value(plan, layer, z)
+    q, k, v = qkv.flatten(1, 2)
     weights = _attention(plan, q, k, n_out)
-    context = pool.take(z, n * n_out, width)
-    per_head = pool.take(z, n * n_heads, n_out, d)
-    torch.bmm(_by_query(plan, weights, n_out), v, out=per_head)
-    context.view(n, n_out, n_heads, d).copy_(per_head.view(n, n_heads, n_out, d).transpose(1, 2))
-    pool.give(per_head)
+    context = _context(plan, weights, v, n_out)
+    pool.give(qkv)
 
     rows = z if n_out == n_tokens else z[:, :n_out]
     before_1, remain_1 = _residual(
         plan, rows.reshape(-1, width), None, context, layer.out_weight, generator
     )  # [n n_out, D]
+    pool.give(context)
     z1, stats_1, hidden = _hidden(plan, layer, before_1)
     before_2, remain_2 = _residual(plan, z1, layer.outer_bias, hidden, layer.outer_weight, generator)
     pool.give(hidden)
@@ -370,7 +330,7 @@ def _layer_forward(
     kept_stats = [
         torch.stack(stats, out=pool.take(z, 2, *stats[0].shape)) if plan.keep else None for stats in (stats_1, stats_2)
     ]
-    kept = Kept(z, qkv, weights, context, before_1, kept_stats[0], before_2, kept_stats[1], (remain_1, remain_2))
+    kept = Kept(z, weights, before_1, kept_stats[0], before_2, kept_stats[1], (remain_1, remain_2))
     return kept, out.view(n, n_out, width)
 
 
@@ -386,6 +346,31 @@ def _hidden(plan: Plan, layer: Layer, before: Tensor) -> tuple[Tensor, list[Tens
     hidden = plan.pool.take(before, len(before), len(layer.inner_bias))
     torch.mm(z1, layer.inner_weight.T, out=hidden)
     return z1, stats, hidden.add_(layer.inner_bias).relu_()
+
+
+def _query_key_value(plan: Plan, layer: Layer, z: Tensor) -> Tensor:
+    """[n, T, D] -> [3, n, H, T, d]; computed again for the backward pass, as `_hidden` is."""
+    (n, n_tokens, width), n_heads, pool = z.shape, plan.n_heads, plan.pool
+    d = width // n_heads
+    projected = pool.take(z, n * n_tokens, 3 * width)
+    torch.mm(z.view(-1, width), layer.qkv_weight.T, out=projected)
+    qkv = pool.take(z, 3, n, n_heads, n_tokens, d)
+    bias = layer.qkv_bias.view(3, 1, n_heads, 1, d)
+    torch.add(projected.view(n, n_tokens, 3, n_heads, d).permute(2, 0, 3, 1, 4), bias, out=qkv)
+    pool.give(projected)
+    return qkv
+
+
+def _context(plan: Plan, weights: Tensor, v: Tensor, n_out: int) -> Tensor:
+    """What the heads gathered, side by side: [n H, T, d] -> [n n_out, D]; computed again for the backward pass, too."""
+    n_heads, d = plan.n_heads, v.shape[2]
+    n = len(v) // n_heads
+    context = plan.pool.take(v, n * n_out, n_heads * d)
+    per_head = plan.pool.take(v, len(v), n_out, d)
+    torch.bmm(_by_query(plan, weights, n_out), v, out=per_head)
+    context.view(n, n_out, n_heads, d).copy_(per_head.view(n, n_heads, n_out, d).transpose(1, 2))
+    plan.pool.give(per_head)
+    return context
 
 
 def _attention(plan: Plan, q: Tensor, k: Tensor, n_out: int) -> Tensor:
@@ -444,7 +429,7 @@ def _slice_backward(
     for number in reversed(range(len(layers))):
         stream, kept = number % n_streams, all_kept[number]
         n, n_tokens, width = kept.z.shape
-        n_out = len(kept.context) // n
+        n_out = len(kept.before_1) // n
         grad_out = plan.pool.take(grad, n, n_out, width)
         torch.mul(grad_p, 0.5, out=grad_out[:, :n_pivots])
         if n_out == n_tokens:
@@ -488,15 +473,18 @@ def _layer_backward(plan: Plan, layer: Layer, gradient: Layer, kept: Kept, grad_
     # Attention.
     grad_1 = _norm_backward(layer, gradient, 0, grad_z1, kept.before_1, kept.stats_1)  # [n n_out, D]
     branch = _branch(plan, grad_1, kept.remain[0])
-    gradient.out_weight.addmm_(branch.T, kept.context)
+    qkv = _query_key_value(plan, layer, kept.z)
+    context = _context(plan, kept.weights, qkv[2].flatten(0, 1), n_out)
+    gradient.out_weight.addmm_(branch.T, context)
+    pool.give(context)
     grad_context = pool.take(grad_out, n, n_out, n_heads, d)
     torch.mm(branch, layer.out_weight, out=grad_context.view(-1, width))
     grad_head = pool.take(grad_out, n, n_heads, n_out, d)
     grad_head.copy_(grad_context.transpose(1, 2))
     pool.give(grad_context)
     grad_qkv = pool.take(grad_out, 3, n, n_heads, n_tokens, d)
-    _attention_backward(plan, kept, grad_head.view(-1, n_out, d), grad_qkv, n_out)
-    pool.give(grad_head)
+    _attention_backward(plan, kept.weights, qkv, grad_head.view(-1, n_out, d), grad_qkv, n_out)
+    pool.give(grad_head, qkv)
     projected = pool.take(grad_out, n * n_tokens, 3 * width)
     projected.view(n, n_tokens, 3, n_heads, d).copy_(grad_qkv.permute(1, 3, 0, 2, 4))
     pool.give(grad_qkv)
@@ -509,12 +497,13 @@ def _layer_backward(plan: Plan, layer: Layer, gradient: Layer, kept: Kept, grad_
     return grad_z
 
 
-def _attention_backward(plan: Plan, kept: Kept, grad_head: Tensor, grad_qkv: Tensor, n_out: int) -> None:
-    """[n H, n_out, d] -> [3, n, H, T, d]."""
-    n_heads, (n, n_tokens) = plan.n_heads, kept.z.shape[:2]
-    q, k, v = kept.qkv.view(3, n * n_heads, n_tokens, -1)
-    grad_q, grad_k, grad_v = grad_qkv.view(3, n * n_heads, n_tokens, -1)
-    weights, pool, scale = kept.weights, plan.pool, 1 / math.sqrt(q.shape[2])
+def _attention_backward(
+    plan: Plan, weights: Tensor, qkv: Tensor, grad_head: Tensor, grad_qkv: Tensor, n_out: int
+) -> None:
+    """[n H, n_out, d] -> ``grad_qkv`` [3, n, H, T, d]."""
+    q, k, v = qkv.flatten(1, 2)
+    grad_q, grad_k, grad_v = grad_qkv.flatten(1, 2)
+    pool, n_tokens, scale = plan.pool, q.shape[1], 1 / math.sqrt(q.shape[2])
     grad_weights = pool.take(q, *weights.shape)
     torch.bmm(_by_query(plan, weights, n_out).transpose(1, 2), grad_head, out=grad_v)
     if plan.softmax_over == "keys":

@@ -43,7 +43,7 @@ from torch import Tensor, nn
 
 from recbole_mm.errors import SettingError
 from recbole_mm.model.base import MultimodalRecommender
-from recbole_mm.model.layers import SequenceEncoder, drop_items, scaled, valid_positions
+from recbole_mm.model.layers import SequenceEncoder, at_least_float32, drop_items, scaled, valid_positions
 from recbole_mm.model.losses import next_item_loss, unit_length
 from recbole_mm.model.whitening import WhitenedRows, WhiteningAdaptor
 
@@ -52,12 +52,21 @@ class Items(NamedTuple):
     """What depends on items alone.
 
     Attributes:
-        content: adapted vectors of all N items.
-        table: [N, D], what sequences are compared with, of length 1.
+        content: adapted vectors of n items.
+        ids: [n, D], their item embeddings; None without.
+        table: [N, D], what sequences are compared with, of length 1, where these are all items; None otherwise.
     """
 
     content: WhitenedRows
-    table: Tensor
+    ids: Tensor | None
+    table: Tensor | None = None
+
+    def with_ids(self, index: Tensor | None = None) -> Tensor:
+        """Content plus item embedding of the items at these places, or of all: [n, D]."""
+        content = self.content.all() if index is None else self.content.at(index)
+        if self.ids is None:
+            return content
+        return content + (self.ids if index is None else F.embedding(index, self.ids))
 
 
 class UniSRec(MultimodalRecommender):
@@ -70,8 +79,10 @@ class UniSRec(MultimodalRecommender):
         SettingError: neither text nor image is asked for.
     """
 
+    scores_are_products = True
     fresh_parameters = ("item_embedding.weight",)  # not taken over from pre-training: item ids differ between datasets
     same_in_both_stages = ("n_heads", "hidden_act", "layer_norm_eps", "feature_scale", "gate_noise")
+    left_to_right = True
     stage_names = {
         "inductive_ft": {"train_stage": "finetune", "finetune_mode": "inductive"},
         "transductive_ft": {"train_stage": "finetune", "finetune_mode": "transductive"},
@@ -82,6 +93,7 @@ class UniSRec(MultimodalRecommender):
         width, initializer_range = config["hidden_size"], config["initializer_range"]
         stage = config["train_stage"]
         self.pretraining = stage == "pretrain"
+        self.wants_together = self.pretraining and config["gather_negatives"]
         self.temperature = config["temperature"]
         self.seq_seq_weight = config["seq_seq_weight"]
         self.item_drop_prob, self.item_drop_ratio = config["item_drop_prob"], config["item_drop_ratio"]
@@ -132,30 +144,28 @@ class UniSRec(MultimodalRecommender):
 
     # ------------------------------------------------ items and sequences
 
-    def item_tower(self) -> Items:
-        content = WhitenedRows(self.adaptor, self.features)
-        return Items(content, unit_length(self._with_id(content.all())))
+    def item_tower(self, items: Tensor | None = None) -> Items:
+        ids = None if self.item_embedding is None else self.id_rows(self.item_embedding, items)
+        features = self.features if items is None else self.features.index_select(0, items)
+        found = Items(WhitenedRows(self.adaptor, features), ids)
+        return found if items is not None else found._replace(table=_directions(found.with_ids()))
 
-    def scores(self, items: Items, item_seq: Tensor, item_seq_len: Tensor) -> Tensor:
-        """Cosines: [B, L], [B] -> [B, N]."""
+    def queries(self, items: Items, item_seq: Tensor, item_seq_len: Tensor, places: Tensor | None = None) -> Tensor:
         packed = item_seq[valid_positions(item_seq, item_seq_len)]  # [P]
-        sequences = self.encoder(self._with_id(items.content.at(packed), packed), item_seq_len)  # [B, D]
-        return unit_length(sequences) @ items.table.T
+        return _directions(self.encoder(items.with_ids(packed), item_seq_len, places))  # [B, D]
+
+    def item_vectors(self, items: Items, index: Tensor | None = None) -> Tensor:
+        if index is None and items.table is not None:
+            return items.table
+        return _directions(items.with_ids(index))
 
     def full_sort_predict(self, interaction) -> Tensor:
         """Scores of all items, [B, N]; padding gets -inf. In evaluation without a second matrix of that size."""
         if torch.is_grad_enabled():
             return super().full_sort_predict(interaction)
-        scores = self.scores(self._items(), interaction[self.ITEM_SEQ], interaction[self.ITEM_SEQ_LEN])
+        scores = self._all_scores(interaction)
         scores[:, 0] = -torch.inf
         return scores
-
-    def _with_id(self, content: Tensor, items: Tensor | None = None) -> Tensor:
-        """Content plus item embedding, of the given items or of all; content alone without item embeddings."""
-        if self.item_embedding is None:
-            return content
-        ids = self.trained_only(self.item_embedding.weight)
-        return content + (ids if items is None else F.embedding(items, ids))
 
     # ------------------------------------------------ pre-training
 
@@ -167,9 +177,14 @@ class UniSRec(MultimodalRecommender):
         sequences, augmented, targets = self._pretraining_vectors(
             interaction[self.ITEM_SEQ], interaction[self.ITEM_SEQ_LEN], target
         )  # [B, D] each
-        contrast = {"temperature": self.temperature, "same_target": target.unsqueeze(1) == target}
-        seq_item = next_item_loss([sequences], targets, **contrast)
-        return seq_item, self.seq_seq_weight * next_item_loss([sequences], augmented, **contrast)
+        rows = self.together.rows(len(target), target.device)
+        contrast = {
+            "temperature": self.temperature,
+            "same_target": target.unsqueeze(1) == rows.of_all(target),
+            "own": rows.places,
+        }
+        seq_item = next_item_loss([sequences], rows.of_all(targets), **contrast)
+        return seq_item, self.seq_seq_weight * next_item_loss([sequences], rows.of_all(augmented), **contrast)
 
     def _pretraining_vectors(self, item_seq: Tensor, item_seq_len: Tensor, target: Tensor) -> tuple[Tensor, ...]:
         """Sequences, augmented sequences and targets, [B, D] each. Touches only the items that are in the batch."""
@@ -187,7 +202,7 @@ class UniSRec(MultimodalRecommender):
 
         Item N + i stands for item i with words dropped. One of both for the whole batch.
         """
-        if self.features_with_words_dropped is None or torch.rand(()) < self.item_drop_prob:
+        if self.features_with_words_dropped is None or self.together.same(torch.rand(())) < self.item_drop_prob:
             return drop_items(item_seq, item_seq_len, self.item_drop_ratio)
         exchanged = (torch.rand(item_seq.shape, device=item_seq.device) < self.word_drop_ratio) & (item_seq > 0)
         return item_seq + self.n_items * exchanged, item_seq_len
@@ -215,6 +230,10 @@ class UniSRec(MultimodalRecommender):
         r"item_embedding\.weight": "pre-training and inductive fine-tuning have no item embedding",
     }
     released_rows = {"item_embedding.weight": "item"}
+
+
+def _directions(x: Tensor) -> Tensor:
+    return unit_length(at_least_float32(x))
 
 
 def _vectors(dataset, names: tuple[str | None, ...], *, scale: str) -> Tensor:

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from recbole_mm.model.layers import dropped_of_65536, random_int16
+from recbole_mm.model.layers import at_least_float32, dropped_of_65536, random_int16
 
 BLOCK = 512  # rows of an adaptor with dropout that are computed at a time
 
@@ -67,6 +67,7 @@ class WhiteningAdaptor(nn.Module):
 
     def gates(self, logits: Tensor, deviation: Tensor | None) -> Tensor:
         """Softmax over the experts, of logits with fresh noise of these deviations: [P, E], [P, E] -> [P, E]."""
+        logits = at_least_float32(logits)
         if deviation is not None:
             logits = logits + torch.randn_like(logits) * deviation
         return logits.softmax(-1)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -126,6 +127,18 @@ def test_numbers_are_exact_and_a_wrong_one_names_its_line(tmp_path):
         numbers(frame, "note", path, may_be_empty=True)
     with pytest.raises(DatasetError, match="line 2: note is ''"):
         numbers(frame, "note", path)
+
+
+@pytest.mark.parametrize("odd", ["", "1_000", "inf", "nan", "0x1", "1e999", "--1", "."])
+def test_a_column_of_plain_numbers_is_read_as_python_reads_them_and_an_odd_one_is_found(tmp_path, odd):
+    plain = ["0.1", "1672531201.123456", "-3e-5", "+4", "5.", ".5", "1E2", "9007199254740993", "00012"]
+    path = table(tmp_path, "\n".join(["item_id:token\tprice:float", *(f"a\t{text}" for text in plain)]) + "\n")
+    assert numbers(read_table(path), "price", path).tolist() == [float(text) for text in plain]
+    path = table(tmp_path, "\n".join(["item_id:token\tprice:float", *(f"a\t{text}" for text in [*plain, odd])]) + "\n")
+    with pytest.raises(
+        DatasetError, match=rf"line 11: price is {re.escape(repr(odd))}, expected a finite number \(1 s"
+    ):
+        numbers(read_table(path), "price", path)
 
 
 def test_a_table_comes_back_as_it_was_written(tmp_path):

@@ -154,7 +154,7 @@ def test_sums_do_not_depend_on_the_order_of_the_prefix():
 
 @pytest.mark.parametrize("name", ["Popularity", "SessionPopularity", "SessionItemKNN", "Transitions"])
 def test_a_model_sorts_its_training_rows_once(built, planted, monkeypatch, name):
-    of, calls = TrainingRows.of, []
-    monkeypatch.setattr(TrainingRows, "of", lambda **columns: calls.append(1) or of(**columns))
+    of_part, calls = TrainingRows.of_part, []
+    monkeypatch.setattr(TrainingRows, "of_part", lambda part: calls.append(1) or of_part(part))
     built(name, planted)
     assert calls == [1]

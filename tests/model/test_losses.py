@@ -5,6 +5,8 @@ import torch
 import torch.nn.functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from recbole_mm.model import losses as ours
+from recbole_mm.model import msm4srreleased as released
 from recbole_mm.model.losses import (
     BLOCK,
     cross_modality_loss,
@@ -86,6 +88,23 @@ def losses(text, image):
         next_item_loss([text, image], image, temperature=TEMPERATURE, same_target=same),
         cross_modality_loss(text, image, temperature=TEMPERATURE),
     )
+
+
+@pytest.mark.parametrize("module", [ours, released])
+def test_parts_of_the_rows_among_the_candidates_of_all_make_up_the_whole(module):
+    ids, text, image = torch.tensor([3, 1, 3, 2, 3]), vectors(5, 0), vectors(5, 1)
+    same = ids.unsqueeze(1) == ids
+    nip = module.next_item_loss([text, image], image, temperature=TEMPERATURE, same_target=same)
+    cmcl = module.cross_modality_loss(text, image, temperature=TEMPERATURE)
+    sums = torch.zeros(2, dtype=torch.double)
+    for own in (torch.tensor([1, 4]), torch.tensor([3, 0, 2])):
+        anchors = text[own], image[own]
+        parts = (
+            module.next_item_loss(anchors, image, temperature=TEMPERATURE, same_target=same[own], own=own),
+            module.cross_modality_loss(*anchors, temperature=TEMPERATURE, candidates=(text, image), own=own),
+        )
+        sums += len(own) * torch.stack(parts)
+    torch.testing.assert_close(sums / 5, torch.stack([nip, cmcl]), **EXACT)
 
 
 def test_the_order_of_rows_does_not_matter():
@@ -264,6 +283,14 @@ def test_where_no_candidate_counts_the_sum_is_zero_and_so_is_the_gradient():
     assert not anchors.grad.any() and not candidates.grad.any()
 
 
+@pytest.fixture
+def one_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)  # the mode that watches is of this thread
+    yield
+    torch.set_num_threads(before)
+
+
 class LargestTensor(TorchDispatchMode):
     """Elements of the largest tensor that any operation made."""
 
@@ -276,7 +303,7 @@ class LargestTensor(TorchDispatchMode):
         return result
 
 
-def test_memory_is_linear_in_the_items():
+def test_memory_is_linear_in_the_items(one_thread):
     n, n_negatives, saved = 3000, 10, []
     anchors, candidates = vectors(n, 0).requires_grad_(), vectors(n, 1).requires_grad_()
     hooks = torch.autograd.graph.saved_tensors_hooks(lambda x: saved.append(x) or x, lambda x: x)
@@ -305,3 +332,32 @@ def test_largest_finds_what_topk_finds(n_columns, n_rows, kind):
         torch.testing.assert_close(values.sort(1, descending=True).values, expected, rtol=0, atol=0)
         torch.testing.assert_close(x.gather(1, columns), values, rtol=0, atol=0)
         assert all(len(row.unique()) == n_largest for row in columns)
+
+
+@pytest.mark.parametrize("n_columns", [200, 207])
+def test_largest_finds_no_less_where_a_floor_holds_nothing_back(n_columns):
+    """All alike, or no numbers, which count as larger than all."""
+    alike = torch.ones(3, n_columns)
+    values, columns = largest(alike, 4)
+    assert (values == 1).all() and all(len(row.unique()) == 4 for row in columns)
+    some = torch.arange(n_columns).expand(3, -1).float().clone()
+    some[1, 5:9] = torch.nan
+    values, _ = largest(some, 4)
+    assert values[1].isnan().all()
+    torch.testing.assert_close(values[::2].sort(1).values, some[::2, -4:])
+
+
+def test_one_row_that_ties_leaves_the_others_what_is_theirs():
+    x = vectors(200, 0).T.contiguous()
+    x[4] = 0.5
+    torch.testing.assert_close(largest(x, 3)[0].sort(1).values, x.topk(3, dim=1).values.flip(1), rtol=0, atol=0)
+
+
+def test_threads_change_no_value_and_no_gradient_of_hard_negatives(one_thread):
+    anchors, candidates = vectors(3 * BLOCK + 1, 0).requires_grad_(), vectors(300, 1).requires_grad_()
+    found = []
+    for n_threads in (1, 2):
+        torch.set_num_threads(n_threads)
+        result = largest_log_sum_exp(anchors, candidates, 7, scale=1.5)
+        found.append((result, *torch.autograd.grad(result.square().sum(), [anchors, candidates])))
+    torch.testing.assert_close(found[0], found[1], **EXACT)

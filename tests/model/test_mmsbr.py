@@ -18,7 +18,8 @@ from benchmarks.mmsbr_models import settings_of
 from dataset_prep.session_folder import add_price_levels
 from recbole_mm.data.layout import write_feature
 from recbole_mm.errors import DatasetError, SettingError
-from recbole_mm.model.mmsbr import MMSBR
+from recbole_mm.model.layers import Dropout
+from recbole_mm.model.mmsbr import MMSBR, FeatureSequences
 
 N_IDS, WIDTH = 13, 4
 SMALL = {
@@ -834,3 +835,42 @@ def test_the_loss_outside_training_has_the_contrastive_term_too(built, planted):
     with torch.no_grad():
         _, contrastive = model.eval().calculate_loss(next(iter(train)))
     assert contrastive.isfinite() and contrastive > 0
+
+
+# ---------------------------------------------------------------- generated features have a backward pass of their own
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("rate", [0.0, 0.4])
+@pytest.mark.parametrize("n_items", [0, 1, 7])
+def test_sequences_equal_two_maps_with_dropout_in_value_gradient_and_random_numbers(n_items, rate, training):
+    torch.manual_seed(0)
+    made = FeatureSequences(width=WIDTH, n_sequences=3, dropout=rate).double().train(training)
+    nn.init.normal_(made.first.bias)
+    nn.init.normal_(made.second_bias)
+    x = torch.randn(n_items, WIDTH, dtype=torch.double, requires_grad=True)
+    direction = torch.randn(n_items, 3, WIDTH, dtype=torch.double)
+
+    def literal(x):
+        dropout = Dropout(rate).train(training)
+        hidden = dropout((x @ made.first.weight.T + made.first.bias).tanh())
+        networks = zip(hidden.split(WIDTH, dim=1), made.second_weight, made.second_bias, strict=True)
+        outs = [part @ weight + bias for part, weight, bias in networks]
+        return dropout(torch.stack(outs).tanh()).transpose(0, 1)
+
+    found = []
+    for run in (made, literal):
+        torch.manual_seed(5)
+        result = run(x)
+        gradients = torch.autograd.grad((result * direction).sum(), [x, *made.parameters()])
+        found.append((result, gradients, torch.rand(1)))
+    torch.testing.assert_close(found[0], found[1], rtol=1e-12, atol=1e-14)
+    with torch.no_grad():
+        torch.manual_seed(5)
+        torch.testing.assert_close(made(x), found[0][0], rtol=1e-12, atol=1e-14)
+
+
+def test_sequences_of_frozen_features_ask_for_no_gradient_of_them():
+    made = FeatureSequences(width=WIDTH, n_sequences=2, dropout=0.1)
+    made(torch.randn(5, WIDTH)).sum().backward()
+    assert all(parameter.grad is not None for parameter in made.parameters())

@@ -304,7 +304,7 @@ def test_two_forward_passes_before_their_backward_passes_share_nothing():
 
 
 def test_a_forward_pass_without_a_backward_pass_leaves_nothing_behind():
-    made, (pivots, streams) = transformer(slice_size=2), inputs(6)
+    made, (pivots, streams) = transformer(slice_size=2), inputs(40)
     sizes = []
     for _ in range(3):
         made(pivots, streams)
@@ -370,9 +370,9 @@ def test_weights_that_change_before_the_backward_pass_are_an_error():
 def test_checkpointed_chunks_give_the_same_gradients_and_keep_one_chunk(per_item, dropout):
     found, sizes = [], []
     for wrap in (lambda run, *args: run(*args), lambda run, *args: checkpoint(run, *args, use_reentrant=True)):
-        made, (pivots, streams) = transformer(dropout=dropout, slice_size=3), inputs(8, per_item=per_item)
-        parts = [stream.split(4) for stream in streams]
-        pivot_parts = pivots.split(4) if per_item else [pivots] * 2
+        made, (pivots, streams) = transformer(dropout=dropout, slice_size=3), inputs(48, per_item=per_item)
+        parts = [stream.split(24) for stream in streams]
+        pivot_parts = pivots.split(24) if per_item else [pivots] * 2
         torch.manual_seed(2)
         chunks = [wrap(lambda p, *x, made=made: made(p, x), p, *x) for p, *x in zip(pivot_parts, *parts, strict=True)]
         result = torch.cat(chunks)
