@@ -7,9 +7,7 @@ pass computes again are counted where they are computed: the fraction of the mac
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import contextmanager
 from math import prod
-from types import SimpleNamespace
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop, sdpa_flop
@@ -45,17 +43,13 @@ MORE = {
 }
 
 
-@contextmanager
-def counting():
-    """``with counting() as counted: ...``; then ``counted.flop``."""
-    counted = SimpleNamespace(flop=0)
-    with FlopCounterMode(display=False, custom_mapping=MORE) as counter:
-        yield counted
-    counted.flop = counter.get_total_flops()
-
-
 def flop_of(call: Callable[[], object]) -> int:
-    """Operations of the matrix products of one call."""
-    with counting() as counted:
-        call()
-    return counted.flop
+    """Operations of the matrix products of one call, on one thread: the counter does not see what others do."""
+    n_threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        with FlopCounterMode(display=False, custom_mapping=MORE) as counter:
+            call()
+    finally:
+        torch.set_num_threads(n_threads)
+    return counter.get_total_flops()

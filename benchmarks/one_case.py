@@ -22,7 +22,7 @@ import torch
 from benchmarks.calibration import calibrate
 from benchmarks.cases import CASES, Case, NotEqualError, Ranked, Sizes
 from benchmarks.clocks import Clock, Peak, Trained, give_back_freed_memory, load_libraries
-from benchmarks.flops import counting
+from benchmarks.flops import flop_of
 from benchmarks.startup import start_up
 from recbole_mm.allocation import keep_freed_memory
 
@@ -38,7 +38,8 @@ class Timed:
         budget: seconds that all calls together may take; where the first call leaves no time for another, it counts
             itself, and ``warm`` is False.
         scale: what a call's seconds stand for, such as 39 where one batch of 39 is evaluated.
-        as_runner: with freed memory kept, as our runner does; else as a program that does nothing about it.
+        ours: freed memory is kept, as our runner does, and operations are counted, in one call more; otherwise
+            memory is as in a program that does nothing about it.
     """
 
     def __init__(
@@ -48,17 +49,17 @@ class Timed:
         *,
         budget: float = float("inf"),
         scale: float = 1.0,
-        as_runner: bool = False,
+        ours: bool = False,
     ) -> None:
         self.run, self.batches, self.budget, self.scale = run, list(batches), budget, scale
-        self.allocate = keep_freed_memory if as_runner else give_back_freed_memory
+        self.counts, self.allocate = ours, keep_freed_memory if ours else give_back_freed_memory
         self.first, self.samples, self.spent, self.flop = None, [], 0.0, 0
 
     def warm_up(self, clock: Clock) -> None:
         self.allocate()
-        with counting() as counted:
-            self.first = clock.seconds(lambda: self.run(self.batches[0]))
-        self.flop, self.spent = counted.flop, self.first
+        if self.counts:
+            self.flop = flop_of(lambda: self.run(self.batches[0]))
+        self.first = self.spent = clock.seconds(lambda: self.run(self.batches[0]))
 
     def sample(self, number: int, clock: Clock) -> None:
         """The ``number``-th call after the first, if there is time."""
@@ -69,10 +70,13 @@ class Timed:
 
     def to_dict(self) -> dict:
         seconds = [self.scale * value for value in self.samples or [self.first]]
-        return {
-            "value": statistics.median(seconds), "samples": seconds, "warm": bool(self.samples),
-            "gflop": self.scale * self.flop / 1e9, "scale": self.scale,
-        }  # fmt: skip
+        told = {
+            "value": statistics.median(seconds),
+            "samples": seconds,
+            "warm": bool(self.samples),
+            "scale": self.scale,
+        }
+        return told | ({"gflop": self.scale * self.flop / 1e9} if self.counts else {})
 
 
 def alternately(sides: dict[str, Timed], clock: Clock) -> dict[str, dict]:
@@ -96,7 +100,7 @@ def time_of(case: Case, *, literal: bool, repeats: int, budget: float, clock: Cl
     """Seconds of steps, evaluations and the item tower, with the operations of their matrix products."""
     device, found = clock.device, {"differences": case.check()}
     ours = case.ours().to(device)
-    sides = {"ours": Timed(Trained(ours), on(device, case.training(repeats + 1)), as_runner=True)}
+    sides = {"ours": Timed(Trained(ours), on(device, case.training(repeats + 1)), ours=True)}
     slow = None
     if literal:
         slow = case.literal(ours).to(device)
@@ -108,13 +112,11 @@ def time_of(case: Case, *, literal: bool, repeats: int, budget: float, clock: Cl
 
     if hasattr(case, "item_tower"):
         run = case.item_tower(ours)
-        found["item tower"] = alternately(
-            {"ours": Timed(lambda _: run(), [None] * (repeats + 1), as_runner=True)}, clock
-        )
+        found["item tower"] = alternately({"ours": Timed(lambda _: run(), [None] * (repeats + 1), ours=True)}, clock)
 
     if case.evaluates:
         batches = on(device, case.evaluation())
-        sides = {"ours": Timed(Ranked(ours, case.rank), [batches] * (repeats + 1), as_runner=True)}
+        sides = {"ours": Timed(Ranked(ours, case.rank), [batches] * (repeats + 1), ours=True)}
         if slow is not None:
             batches = on(device, case.evaluation(case.literal_evaluation_batch))
             one = [batches[:1]] * 3  # the literal version computes all anew for each batch: one stands for all

@@ -125,7 +125,7 @@ def measure_graphs(args: argparse.Namespace, clock: Clock) -> dict[str, list[flo
         raise SystemExit("the graphs of sessions are not RecBole's")
 
     def in_groups(item_seq: Tensor) -> None:
-        for rows, longest in groups_of(item_seq, shortest=1):
+        for rows, longest in groups_of(item_seq, exact=False):
             session_graphs(item_seq[rows, :longest])
 
     runs = {"RecBole's loops": lambda seq: stock._get_slice(here, seq), "at once": session_graphs}

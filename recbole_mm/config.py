@@ -31,11 +31,10 @@ from recbole_mm.settings import read_settings
 
 _READ_WITHOUT_DEFAULT = {"reg_weight"}  # read by RecBole, but in none of its property files
 _AT_LEAST_ONE = {"train_batch_size", "eval_batch_size", "epochs", "eval_step", "n_layers", "n_heads"}
-_CHOICES = {  # above all of RecBole's settings, which it takes silently for something else, or fails on much later
+_CHOICES = {  # of RecBole's settings, which it takes silently for something else, or fails on much later
     "learner": ("adam", "adamw", "sgd", "adagrad", "rmsprop", "sparse_adam"),
     "state": ("info", "debug", "error", "warning", "critical"),
     "rm_dup_inter": (None, "first", "last"),
-    "history_storage": ("index", "copies"),
 }
 _SPLITS = ("LS", "RS", "TS")
 _CATEGORY_COLUMNS = ("categories", "category", "class")

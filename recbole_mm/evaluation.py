@@ -118,7 +118,7 @@ class FullRanking:
 
     def ranks_products(self) -> bool:
         """Whether a model's scores are compared some items at a time, and never are a matrix of all items."""
-        return getattr(self.model, "softmax", "full") != "full"
+        return getattr(self.model, "softmax", None) in ("chunked", "sampled")  # of another model, it may be a module
 
     def _rank_products(self, batch, **ranking) -> Ranked:
         interaction, _, _, targets = batch

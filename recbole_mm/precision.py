@@ -108,11 +108,12 @@ class GradientScaler:
         enabled: whether to scale.
 
     Attributes:
+        enabled: whether gradients are scaled.
         n_steps, n_left_out: of the current epoch; left out are those whose gradients were not finite.
     """
 
     def __init__(self, device: torch.device, *, enabled: bool) -> None:
-        self._scaler = torch.amp.GradScaler(device.type, enabled=enabled)
+        self._scaler, self.enabled = torch.amp.GradScaler(device.type, enabled=enabled), enabled
         self.n_steps = self.n_left_out = 0
 
     def backward(self, loss: Tensor) -> None:

@@ -12,6 +12,7 @@ import contextlib
 import tempfile
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -155,8 +156,7 @@ class Profiler:
     def _watched(self, items: Iterable[Any], what: str, *, skipped: int, watched: int) -> Iterator[Any]:
         self._seen.add(what)
         items, n_steps = iter(items), 0
-        for _ in range(skipped):
-            yield next(items)
+        yield from islice(items, skipped)
         with _profile(self.device) as profiler:
             for n_steps, item in enumerate(items, start=1):  # noqa: B007
                 yield item

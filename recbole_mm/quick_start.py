@@ -94,7 +94,8 @@ def run(
     config, state = _begin(model, dataset, config_files or [], settings or {}, origins or {}, resume=resume)
     if config["nproc"] > 1:
         _refuse_processes(config)
-    _refuse_trainer_of_its_own(config, {"amp": config["amp"], "compile": config["compile"], "--profile": profile})
+    asked = {key: config[key] for key in ("amp", "compile", "fused_optimizer")}
+    _refuse_trainer_of_its_own(config, {**asked, "--profile": profile})
     if config["nproc"] > distributed.n_processes():
         return _run_on_processes(
             config["nproc"], model=model, dataset=dataset, config_files=config_files, settings=settings,

@@ -163,7 +163,7 @@ def _ranks_of_block(
 
     def scores_of(start: int) -> Tensor:
         items = vectors[start : start + chunk]  # [c, D]
-        scores = torch.mm(queries, items.T, out=tile[: len(queries) * len(items)].view(len(queries), -1))
+        scores = torch.mm(queries, items.T, out=tile[: len(queries) * len(items)].view(-1, len(items)))
         _check_finite(scores, name)
         return scores
 

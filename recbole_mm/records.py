@@ -32,15 +32,16 @@ NOT_IDENTITY = frozenset({
     "data_fingerprint", "feature_hashes", "feature_encoders", "field_hashes", "inputs", "log_wandb", "wandb_project",
     "worker", "dataset", "model", "encoding", "benchmark_filename", "nproc", "world_size", "local_rank", "offset", "ip",
     "port", "single_spec", "share_items", "history_storage",
-    "trim_histories", "vectorised_graphs", "keep_freed_memory",
+    "vectorised_graphs", "keep_freed_memory",
 })  # fmt: skip
 
-# Settings that came after the first records, and the value at which a run computes what it computed without them: so it
-# keeps the identity that it had.
+# Settings that came after the first records, and the values at which a run computes what it computed without them: so
+# it keeps the identity that it had.
 NEUTRAL = {
-    "train_positions": "last", "amp": None, "compile": False, "fused_optimizer": False, "gather_negatives": False,
-    "softmax": "full", "softmax_chunk": 4096, "softmax_negatives": 4096, "negative_sampling": "popularity",
-    "lazy_item_embedding": False, "float16_features": "convert",
+    "train_positions": ("last",), "amp": (None,), "compile": (False,), "fused_optimizer": (False,),
+    "gather_negatives": (False,), "softmax": ("full",), "softmax_chunk": (4096,), "softmax_negatives": (4096,),
+    "negative_sampling": ("popularity",), "lazy_item_embedding": (False,), "float16_features": ("convert",),
+    "trim_histories": ("none", "evaluation"),
 }  # fmt: skip
 
 
@@ -130,7 +131,7 @@ class Records(NamedTuple):
 
 def settings_hash(model: str, settings: Mapping[str, Any]) -> str:
     """12 hex digits of the model and of all settings that change what it computes, but for seed and knock-out."""
-    neutral = {key for key, value in NEUTRAL.items() if key in settings and settings[key] == value}
+    neutral = {key for key, values in NEUTRAL.items() if settings.get(key) in values}
     kept = {key: value for key, value in settings.items() if key not in NOT_IDENTITY and key not in neutral}
     return hashlib.sha256(json.dumps([model, kept], sort_keys=True, default=str).encode()).hexdigest()[:12]
 

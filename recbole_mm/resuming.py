@@ -14,6 +14,7 @@ from recbole_mm.model import find_model
 _MAY_CHANGE = {
     "epochs", "pretrain_epochs", "stopping_step", "show_progress", "state", "gpu_id", "use_gpu", "device", "data_path",
     "topk", "data_fingerprint", "feature_hashes", "feature_encoders", "field_hashes", "inputs",
+    "history_storage", "keep_freed_memory",
 }  # fmt: skip
 
 

@@ -274,6 +274,7 @@ class Trainer(FullRanking, RecBoleTrainer):
             raise TrainingError(
                 f"the training loss of {self.config['model']} became NaN or infinite after {self._epochs_run} epochs\n"
                 f"  try a smaller learning_rate (now {self.learning_rate}) or clip_grad_norm"
+                + (", or amp bf16, which has the range of float32" if self.scaler.enabled else "")
                 + (f"; the best weights so far are in {self.saved_model_file}" if self.best_epoch >= 0 else "")
             )
 

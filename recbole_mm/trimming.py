@@ -9,7 +9,8 @@ behind its last item nor on the other rows, the rows of a batch can go through i
 each cut to its longest history. The batch, and the loss over it, stay what they are.
 
 In evaluation, models in `EXACT` give the same scores, bit for bit on a CPU (x86-64 with MKL), because no group is cut
-below `SHORTEST` positions or `FEWEST_ROWS` rows. Of the others in `TRIMMABLE` scores are the same up to rounding, as
+below `SHORTEST` positions or `FEWEST_ROWS` rows, and what needs more than `SUMMED_AT_ONCE` / 2 positions is not cut if
+L is more than `SUMMED_AT_ONCE`. Of the others in `TRIMMABLE` scores are the same up to rounding, as
 are all losses and gradients in training if nothing is dropped out. Dropout draws as many numbers as are left, so that
 they are others than at full length.
 """
@@ -30,6 +31,7 @@ from recbole_mm.model.positions import use_cheaper_parts
 EXACT = frozenset({"FDSA", "GCSAN", "GRU4Rec", "GRU4RecF", "SASRec", "SASRecF"})
 TRIMMABLE = EXACT | {"CORE", "NARM", "SRGNN"}
 SHORTEST = 16  # positions in evaluation: the floats that a vector unit sums at once
+SUMMED_AT_ONCE = 192  # terms of a matrix product that MKL sums in one go; of somewhat more, it sums the halves
 FEWEST_ROWS = 16  # of a group: a product of few rows is rounded otherwise, and each group costs time by itself
 MOST_GROUPS = 8
 
@@ -65,25 +67,27 @@ class _TrimmedHistories:
         forward = super().forward
         if self.training and not self.trims_in_training:
             return forward(item_seq, *others)
-        groups = groups_of(item_seq, shortest=1 if self.training else SHORTEST)
+        groups = groups_of(item_seq, exact=not self.training)
         if len(groups) == 1:
             return forward(item_seq[:, : groups[0][1]], *others)
         outputs = [forward(item_seq[rows, :longest], *(other[rows] for other in others)) for rows, longest in groups]
         return torch.cat(outputs)[torch.cat([rows for rows, _ in groups]).argsort()]
 
 
-def groups_of(item_seq: Tensor, *, shortest: int) -> list[tuple[Tensor, int]]:
+def groups_of(item_seq: Tensor, *, exact: bool) -> list[tuple[Tensor, int]]:
     """Rows of like length: each row in one group, at least `FEWEST_ROWS` in each if there are as many.
 
     Args:
         item_seq: [B, L] int, right-padded with 0.
-        shortest: no group is cut to fewer positions, where L is as many.
+        exact: cut only as far as sums stay the same to the last bit.
 
     Returns:
         For each group, shortest first: its row numbers, and the positions that it needs.
     """
     n_rows, max_length = item_seq.shape
-    lengths = (item_seq > 0).sum(dim=1).clamp(min=min(shortest, max_length))  # [B]
+    lengths = (item_seq > 0).sum(dim=1).clamp(min=min(SHORTEST if exact else 1, max_length))  # [B]
+    if exact and max_length > SUMMED_AT_ONCE:
+        lengths.masked_fill_(lengths > SUMMED_AT_ONCE // 2, max_length)
     n_groups = min(MOST_GROUPS, n_rows // FEWEST_ROWS)
     if n_groups <= 1:
         return [(torch.arange(n_rows, device=item_seq.device), int(lengths.max()))]

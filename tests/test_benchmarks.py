@@ -22,6 +22,7 @@ from benchmarks.measuring import Options, memory_at_hand, predicted
 from benchmarks.one_case import NO_MEMORY, NOT_EQUAL, Timed, alternately, time_of
 from benchmarks.results import read_json, write_json
 from benchmarks.startup import NEEDS, literal_feature, write_folder
+from recbole_mm.model.workers import n_workers, share_out
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 TINY = replace(QUICK, histories=60, batch=8, users=12, session_batch=4, sessions=12, checked_items=30, width=8)
@@ -41,6 +42,20 @@ def test_products_in_place_and_into_a_buffer_are_counted():
     assert flop_of(lambda: out.addmm_(a, b)) == flop_of(lambda: torch.mm(a, b, out=out)) == 120
     batch = torch.randn(2, 3, 4)
     assert flop_of(lambda: torch.zeros(2, 3, 5).baddbmm_(batch, b.expand(2, 4, 5))) == 240
+
+
+def test_products_that_workers_make_are_counted():
+    a, n_threads = torch.randn(8, 8), torch.get_num_threads()
+
+    def shared() -> None:
+        share_out(lambda number, worker: a @ a, 4, n_workers=n_workers(a.device, 4))
+
+    torch.set_num_threads(2)
+    try:
+        assert flop_of(shared) == 4 * 2 * 8**3
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(n_threads)
 
 
 def test_attention_on_a_cpu_is_counted():

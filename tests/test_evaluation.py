@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ from recbole.trainer import Trainer as RecBoleTrainer
 
 from recbole_mm import evaluation, ranking, records
 from recbole_mm.errors import TrainingError
-from recbole_mm.evaluation import evaluate_test, scoring_latency, with_full_ranking
+from recbole_mm.evaluation import FullRanking, evaluate_test, scoring_latency, with_full_ranking
 from recbole_mm.quick_start import run
 from recbole_mm.ranking import RANK_METRICS, rank_products, rank_rows, rank_targets, tie_order, values_of
 from recbole_mm.trainer import Trainer
@@ -112,6 +113,22 @@ def test_a_target_equals_itself_in_products_that_are_rounded():
     twin = torch.cat([vectors, vectors[1:]])  # every item twice, in another chunk: one of both is first
     ranks = [rank_products(queries, twin, t, torch.arange(1401), chunk=100).rank for t in (targets, targets + 700)]
     assert (ranks[1] - ranks[0] == 1).all()
+
+
+def test_no_rows_have_no_ranks():
+    none, order = torch.empty(0, 3), torch.arange(10)
+    for ranked in (
+        rank_products(none, torch.ones(10, 3), order[:0], order, chunk=4),
+        rank_targets(torch.empty(0, 10), order[:0], order),
+    ):
+        assert len(ranked.rank) == len(ranked.constant) == 0
+
+
+def test_a_layer_that_is_called_softmax_is_no_setting():
+    trainer = FullRanking()
+    for softmax, expected in ((torch.nn.Softmax(dim=1), False), ("full", False), ("chunked", True), ("sampled", True)):
+        trainer.model = SimpleNamespace(softmax=softmax)
+        assert trainer.ranks_products() == expected
 
 
 def test_products_that_cannot_be_ranked_are_refused():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from pathlib import Path
 
 import pytest
@@ -151,8 +152,17 @@ def test_another_precision_is_refused(planted):
 
 def test_a_trainer_of_recbole_s_own_refuses_it(planted, monkeypatch):
     monkeypatch.setattr("recbole_mm.quick_start._trainer_class", lambda config: RecBoleTrainer)
-    with pytest.raises(SettingError, match=r"SASRec trains in a trainer of its own, Trainer, .* amp \(bf16\)"):
-        run("SASRec", "planted", settings={"amp": "bf16"})
+    with pytest.raises(SettingError, match=r"its own, Trainer, .* amp \(bf16\) and fused_optimizer \(True\)"):
+        run("SASRec", "planted", settings={"amp": "bf16", "fused_optimizer": True})
+
+
+@pytest.mark.parametrize(("enabled", "ending"), [(True, "clip_grad_norm, or amp bf16"), (False, "clip_grad_norm$")])
+def test_a_loss_that_is_not_finite_names_what_helps(built, planted, enabled, ending):
+    config, *_, model = built("SASRec", planted)
+    trainer = Trainer(config, model)
+    trainer.scaler = GradientScaler(CPU, enabled=enabled)
+    with pytest.raises(TrainingError, match=f"SASRec became NaN or infinite after 0 epochs(.|\n)*{ending}"):
+        trainer._require_finite(math.inf)
 
 
 def test_a_run_without_it_has_the_identity_that_it_had_before_there_was_the_setting():

@@ -43,6 +43,15 @@ def test_all_batches_come_in_their_order_whether_they_are_watched_or_not(tmp_pat
     assert summary.n_steps == min(5, n_batches)
 
 
+def test_fewer_batches_than_a_loader_has_told_are_watched_as_far_as_they_go(tmp_path):
+    profiler, square = Profiler(tmp_path, "a", CPU), torch.randn(4, 4)
+    for n in (3, 7):  # of passes over histories, as many as there are may be known too late
+        watched = profiler.training(range(n), stage=str(n), n_batches=30, last=True)
+        assert work(watched, square) == list(range(n))
+    (summary,) = profiler.summaries
+    assert summary.n_steps == 2
+
+
 def test_the_table_counts_what_a_step_calls(tmp_path):
     profiler = Profiler(tmp_path, "a", CPU)
     work(profiler.training(range(12), stage="train", n_batches=12, last=True), torch.randn(100, 100))

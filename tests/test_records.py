@@ -169,6 +169,8 @@ def test_what_identifies_settings_is_what_changes_a_result():
     same = settings_hash("SASRec", {"knockout": "text:noise", "gpu_id": "1", "seed": 2, "hidden_size": 64})
     assert settings_hash("SASRec", settings) == same and len(same) == 12
     assert settings_hash("GRU4Rec", settings) != same != settings_hash("SASRec", {**settings, "hidden_size": 32})
+    for trim, as_before in (("none", True), ("evaluation", True), ("all", False)):  # in training, other random numbers
+        assert (settings_hash("SASRec", {**settings, "trim_histories": trim}) == same) == as_before
 
 
 # ------------------------------------------------ values of single test rows

@@ -15,7 +15,15 @@ from recbole_mm import quick_start, trimming
 from recbole_mm.config import Config
 from recbole_mm.data.dataset import MultimodalDataset
 from recbole_mm.model import find_model
-from recbole_mm.trimming import EXACT, FEWEST_ROWS, SHORTEST, TRIMMABLE, groups_of, with_trimmed_histories
+from recbole_mm.trimming import (
+    EXACT,
+    FEWEST_ROWS,
+    SHORTEST,
+    SUMMED_AT_ONCE,
+    TRIMMABLE,
+    groups_of,
+    with_trimmed_histories,
+)
 from tests.conftest import TINY, write_planted
 
 LENGTH = 40
@@ -27,9 +35,9 @@ def folder(tmp_path_factory) -> Path:
     return write_planted(tmp_path_factory.mktemp("data") / "planted")
 
 
-def stock_and_trimmed(name: str, folder: Path, trim: str) -> tuple[nn.Module, nn.Module]:
+def stock_and_trimmed(name: str, folder: Path, trim: str, length: int = LENGTH) -> tuple[nn.Module, nn.Module]:
     """The model of RecBole's and the one with trimmed histories, with the same random parameters."""
-    config = Config(name, str(folder), settings=SETTINGS)
+    config = Config(name, str(folder), settings={**SETTINGS, "MAX_ITEM_LIST_LENGTH": length})
     data = MultimodalDataset(config).build()[0]
     stock = find_model(name)(config, data)
     trimmed = with_trimmed_histories(find_model(name), trim)(config, data)
@@ -71,6 +79,15 @@ def test_scores_in_evaluation_are_the_same_to_the_last_bit(name, folder):
         torch.testing.assert_close(found, expected, rtol=0, atol=0)
 
 
+@pytest.mark.parametrize("name", ["SASRec", "GCSAN"])
+def test_scores_of_long_histories_are_the_same_to_the_last_bit(name, folder):
+    stock, trimmed = stock_and_trimmed(name, folder, "evaluation", length=200)
+    lengths = torch.cat([torch.arange(1, 33), torch.arange(80, 190, 4)])
+    inputs = torch.randint(1, 31, (len(lengths), 200)) * (torch.arange(200) < lengths.unsqueeze(1)), lengths
+    with torch.no_grad():
+        torch.testing.assert_close(trimmed.eval()(*inputs), stock.eval()(*inputs), rtol=0, atol=0)
+
+
 @pytest.mark.parametrize("name", sorted(TRIMMABLE))
 def test_loss_gradient_and_scores_are_those_at_full_length(name, folder):
     stock, trimmed = map(without_dropout, stock_and_trimmed(name, folder, "all"))
@@ -104,10 +121,10 @@ def test_what_is_computed_shrinks_with_the_histories(folder, monkeypatch):
 
 
 @pytest.mark.parametrize("n_rows", [1, FEWEST_ROWS, 40, 333])
-@pytest.mark.parametrize("shortest", [1, SHORTEST])
-def test_every_row_is_in_one_group_that_holds_all_of_it(n_rows, shortest):
+@pytest.mark.parametrize("exact", [True, False])
+def test_every_row_is_in_one_group_that_holds_all_of_it(n_rows, exact):
     item_seq, lengths = histories(n_rows)
-    groups = groups_of(item_seq, shortest=shortest)
+    groups, shortest = groups_of(item_seq, exact=exact), SHORTEST if exact else 1
     assert sorted(torch.cat([rows for rows, _ in groups]).tolist()) == list(range(n_rows))
     for rows, longest in groups:
         assert max(shortest, int(lengths[rows].max())) <= longest <= LENGTH
@@ -115,8 +132,16 @@ def test_every_row_is_in_one_group_that_holds_all_of_it(n_rows, shortest):
 
 
 def test_a_maximum_below_the_shortest_cut_is_kept():
-    groups = groups_of(torch.ones(40, 5, dtype=torch.long), shortest=SHORTEST)
+    groups = groups_of(torch.ones(40, 5, dtype=torch.long), exact=True)
     assert [longest for _, longest in groups] == [5]
+
+
+def test_long_histories_are_not_cut_where_sums_would_be_other_ones():
+    lengths = torch.tensor([SUMMED_AT_ONCE // 2, SUMMED_AT_ONCE // 2 + 1]).repeat_interleave(FEWEST_ROWS)
+    item_seq = (torch.arange(SUMMED_AT_ONCE + 8) < lengths.unsqueeze(1)).long()
+    assert [longest for _, longest in groups_of(item_seq, exact=True)] == [SUMMED_AT_ONCE // 2, SUMMED_AT_ONCE + 8]
+    assert groups_of(item_seq, exact=False)[-1][1] == SUMMED_AT_ONCE // 2 + 1
+    assert groups_of(item_seq[:, :SUMMED_AT_ONCE], exact=True)[-1][1] == SUMMED_AT_ONCE // 2 + 1
 
 
 @pytest.mark.parametrize(

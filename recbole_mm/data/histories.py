@@ -247,7 +247,7 @@ def histories_of_lists(
     Args:
         rows: column -> [R, ...], columns of rows.
         lists: column -> the field whose history it is, and [sum of lengths, ...] its elements, row by row. The targets
-            are those of the column of that field, and 0 where there is none.
+            are those of the column of that field, and 0 where there is none like it; it then stands for itself.
         lengths: [R], elements of each row.
         names: the columns in order.
     """
@@ -255,21 +255,23 @@ def histories_of_lists(
     target = _places(np.cumsum(lengths + 1) - 1, n)
     before = torch.ones(n, dtype=torch.bool)
     before[target.long()] = False
-    values = {}
+    values, targets = {}, {}
     for kind, elements in lists.values():
         values[kind] = elements.new_zeros(n + 1, *elements.shape[1:])
         values[kind][:n][before] = elements
-        if kind in rows:
-            values[kind][target.long()] = rows[kind]
+        own = rows.get(kind)
+        if own is not None and (own.dtype, own.shape[1:]) == (elements.dtype, elements.shape[1:]):
+            values[kind][target.long()] = own
+            targets[kind] = kind
     return Histories(
         HistoryColumns(
             flat=values,
             start=target - torch.from_numpy(lengths).to(target.dtype),
             target=target,
-            targets={kind: kind for kind in values if kind in rows},
+            targets=targets,
             lists={name: (kind, int(lengths.max())) for name, (kind, _) in lists.items()},
             length_field=None,
-            rows={name: value for name, value in rows.items() if name not in values},
+            rows={name: value for name, value in rows.items() if name not in targets},
             names=names,
         )
     )

@@ -81,9 +81,11 @@ def window_passes(spans: Spans, max_length: int) -> Passes:
 
     Rows whose histories are not cut share a pass as in `whole_passes`. The others see half of ``max_length`` items at
     least: windows are laid from the newest item back, so that each one ends right before a target of its own. A
-    sequence of h items has about 2 h / ``max_length`` passes.
+    sequence of h items has about 2 h / ``max_length`` passes. Where rows were cut shorter before, in a folder that is
+    split already, the longest of them counts in place of ``max_length``.
     Time: O(R log R) and a round for each window of the longest sequence.
     """
+    max_length = min(max_length, int(spans.length.max()))
     half = math.ceil(max_length / 2)
     end = spans.start + spans.length
     order = np.lexsort((end, spans.sequence))  # [R]
@@ -186,7 +188,8 @@ class PassLoader:
 
     Passes are shuffled and dealt out in that order: batch k has those whose first target is one of the targets
     k x train_batch_size and following. So an epoch has each target once and as many batches as there would be rows'
-    batches, or one less; a batch may have some targets more or less than the others, by those of one pass at most.
+    batches, or one less; a batch may have some targets more or less than the others, by those of one pass at most. Only
+    if passes have more targets than ``train_batch_size`` are there fewer batches, as a pass is never torn apart.
     What else is asked of a loader is that of the rows, above all the generator of the order, so that an interrupted
     training goes on with either.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -155,10 +156,12 @@ class MultimodalRecommender(SequentialRecommender):
     def query_and_item_vectors(self, interaction) -> tuple[Tensor, Tensor]:
         """In evaluation, what scores are products of: [B, D], and [N, D] that is kept as the item tower is."""
         item_seq = interaction[self.ITEM_SEQ]
-        if self._cached_tower is None:
+
+        def all_vectors() -> Tensor:
             everything = torch.arange(self.n_items, device=item_seq.device)
-            self._cached_tower = torch.cat([self._vectors_of(ids) for ids in everything.split(self.softmax_chunk)])
-        return self._queries_and_items(interaction, item_seq[:0, 0])[0], self._cached_tower
+            return torch.cat([self._vectors_of(ids) for ids in everything.split(self.softmax_chunk)])
+
+        return self._queries_and_items(interaction, item_seq[:0, 0])[0], self._kept(all_vectors)
 
     def _queries_and_items(self, interaction, others: Tensor) -> tuple[Tensor, Any, Tensor]:
         """Queries of a batch with a tower of its items and others [n] alone; that tower, and where the others are."""
@@ -248,10 +251,14 @@ class MultimodalRecommender(SequentialRecommender):
     # ------------------------------------------------ the item tower, once per evaluation
 
     def _items(self) -> Any:
+        return self._kept(self.item_tower)
+
+    def _kept(self, make: Callable[[], Any]) -> Any:
+        """What depends on items alone, made anew wherever weights may move, or something is dropped out."""
         if self.training or torch.is_grad_enabled():
-            return self.item_tower()
+            return make()
         if self._cached_tower is None:
-            self._cached_tower = self.item_tower()
+            self._cached_tower = make()
         return self._cached_tower
 
     def train(self, mode: bool = True):

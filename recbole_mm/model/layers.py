@@ -163,7 +163,8 @@ class _RowProducts(torch.autograd.Function):
     @staticmethod
     def forward(ctx, rows: Tensor, row_ids: Tensor, direction: Tensor) -> Tensor:
         ctx.save_for_backward(rows, row_ids)
-        parts = [rows.index_select(0, ids).to(direction.dtype) @ direction for ids in row_ids.split(ROWS_AT_ONCE)]
+        with torch.autocast(rows.device.type, enabled=False):  # else the backward pass would add up blocks in bf16
+            parts = [rows.index_select(0, ids).to(direction.dtype) @ direction for ids in row_ids.split(ROWS_AT_ONCE)]
         return torch.cat(parts)
 
     @staticmethod

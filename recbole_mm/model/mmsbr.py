@@ -188,7 +188,7 @@ class Items(NamedTuple):
         vectors: [N, D].
         prices: of the U distinct pairs of price level and category, [U, D], or None.
         in_sessions: mean and spread of these pairs as attention reads them, [U, D] each, or None.
-        projected: by feature name, [N, D]; for the contrastive loss.
+        projected: by feature name, [N, D]; those that the contrastive loss compares.
     """
 
     vectors: Tensor
@@ -354,6 +354,7 @@ class MMSBR(MultimodalRecommender):
         projected = self._projected()
         vectors = self._vectors([projected[modality] for modality in self.streams])
         prices, in_sessions = self._prices() if self.has_prices else (None, None)
+        projected = {name: x for name, x in projected.items() if name.removeprefix("pseudo_") in self.pairs}
         vectors, *tables = (self.together.whole(x, self.n_items) for x in (vectors, *projected.values()))
         return Items(vectors, prices, in_sessions, dict(zip(projected, tables, strict=True)))
 
@@ -469,7 +470,8 @@ class MMSBR(MultimodalRecommender):
         """Pseudo-modality contrastive learning, one term per modality that has its pseudo twin."""
         if not self.pairs:
             return ()
-        absent = {f"pseudo_{modality}" for modality in self.pairs} - items.projected.keys()  # a loss out of training
+        names = (f"pseudo_{modality}" for modality in self.pairs)  # in the same order in all processes
+        absent = [name for name in names if name not in items.projected]  # a loss out of training
         projected = items.projected | {name: self.together.whole(self._project(name), self.n_items) for name in absent}
         return (self.contrastive_weight * sum(self._contrast(projected, modality) for modality in self.pairs),)
 

@@ -77,7 +77,8 @@ class Together(Alone):
 
     @torch.no_grad()
     def same(self, number: Tensor) -> Tensor:
-        torch.distributed.broadcast(number, src=0, group=self.group)
+        group = self.group if number.is_cuda else None  # a model may draw on the CPU, wherever it computes
+        torch.distributed.broadcast(number, src=0, group=group)
         return number
 
     def rows(self, n_rows: int, device: torch.device) -> OwnRows:

@@ -22,8 +22,9 @@ def share_out(work: Callable[[int, int], None], n_parts: int, *, n_workers: int)
     that who gets which does not depend on who is quicker.
     """
     if n_workers == 1:
-        for number in range(n_parts):
-            work(number, 0)
+        with torch.no_grad():
+            for number in range(n_parts):
+                work(number, 0)
         return
     n_threads, inference = torch.get_num_threads(), torch.is_inference_mode_enabled()
 

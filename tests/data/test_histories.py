@@ -313,18 +313,23 @@ def test_the_parts_of_a_split_folder_are_those_of_copies(splits):
 
 
 def test_further_lists_of_a_split_folder_are_those_of_copies(splits):
-    """One as long as that of the items, one of another length, one that is cut, and a number for each row."""
+    """One as long as that of the items, one of another length, one that is cut, and a number for each row.
+
+    And two whose own columns are of another type or have a list for each row.
+    """
     for path in splits.glob("*.inter"):
         header, *lines = path.read_text().splitlines()
         header += "\tprice_list:float_seq\tprice:float\ttags_list:token_seq\tcut_list:token_seq"
+        header += "\tsize:token\tsize_list:float_seq\twords:token_seq\twords_list:token_seq"
         for number, line in enumerate(lines):
             length = len(line.split("\t")[1].split())
             prices = " ".join(str(step / 3) for step in range(length))
             lines[number] += f"\t{prices}\t{number}\ta b\t{' '.join('c' * length)}"
+            lines[number] += f"\ts{number % 3}\t{prices}\td e\t{' '.join('e' * length)}"
         path.write_text("\n".join([header, *lines]) + "\n")
     settings = {"load_col": {"inter": "*"}, "seq_len": {"cut_list": 3}}
     for part, copies in zip(*in_both(splits, **settings), strict=True):
-        assert part.inter_feat.values.keys() == {"item_id", "price"}
+        assert part.inter_feat.values.keys() == {"item_id", "price", "size", "words"}
         assert_same(part.inter_feat, copies.inter_feat)
 
 

@@ -16,7 +16,7 @@ from recbole_mm.data.layout import write_feature
 from recbole_mm.errors import SettingError
 from recbole_mm.evaluation import FullRanking
 from recbole_mm.model.base import MultimodalRecommender
-from recbole_mm.model.layers import AttentionPooling, FeatureRows, MoEAdaptor
+from recbole_mm.model.layers import AttentionPooling, FeatureRows, MoEAdaptor, _RowProducts
 from recbole_mm.optimizer import LazyAdam
 from recbole_mm.quick_start import run
 from recbole_mm.ragged import mean_and_deviation, mean_of_items, segments_of
@@ -125,6 +125,17 @@ def test_scores_do_not_depend_on_the_softmax(built, settings, softmax):
     assert again is vectors and other.train().eval()._cached_tower is None
 
 
+def test_vectors_are_kept_neither_in_training_nor_with_gradients():
+    model, asked = test_msm4sr.built(**CHUNKED), batch()
+    with torch.no_grad():
+        before = model.query_and_item_vectors(asked)[1]
+        model.item_embedding.weight += 1
+        assert not torch.equal(model.query_and_item_vectors(asked)[1], before)
+    assert model.eval().query_and_item_vectors(asked)[1].requires_grad
+    with torch.no_grad():
+        assert not model.query_and_item_vectors(asked)[1].requires_grad
+
+
 def test_popularity_is_read_from_the_training_rows():
     class Counted(test_msm4sr.Toys):
         inter_feat = {"item_id": torch.tensor([5, 5, 5, 2])}
@@ -158,6 +169,15 @@ def test_rows_of_16_bits_give_what_a_copy_in_float32_gives(scale, items, monkeyp
     direction = torch.randn(pooled[0].shape)
     gradients = [torch.autograd.grad((x * direction).sum(), list(pooling.parameters())) for x in pooled]
     torch.testing.assert_close(*gradients, rtol=1e-4, atol=1e-5)
+
+
+def test_in_autocast_products_of_rows_and_their_gradient_are_those_of_float32():
+    rows, (direction, row_ids) = ragged_rows()[0], (torch.randn(6, requires_grad=True), torch.arange(600))
+    plain = _RowProducts.apply(rows, row_ids, direction)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        mixed = _RowProducts.apply(rows, row_ids, direction)
+    torch.testing.assert_close(mixed, plain, rtol=0, atol=0)
+    torch.testing.assert_close(*(torch.autograd.grad(x.exp().sum(), direction) for x in (mixed, plain)))
 
 
 def test_statistics_and_means_of_16_bits_are_made_in_float32():

@@ -158,6 +158,26 @@ def test_prefixes_of_a_session_given_as_rows_share_a_pass(storage, built, tmp_pa
         assert len(passes.passes.carrier) == 3
 
 
+@pytest.mark.parametrize("storage", ["index", "copies"])
+def test_windows_of_sessions_that_were_cut_beforehand_have_the_length_that_is_left(storage, built, tmp_path):
+    folder = write_planted(tmp_path / "dataset" / "parted")
+    (folder / "parted.inter").unlink()
+    tokens = [f"i{100 + number}" for number in range(12)]
+    for part in ("train", "valid", "test"):
+        prefixes = [" ".join(tokens[max(0, end - 4) : end]) for end in range(1, 12)]
+        columns = {"session_id:token": [part] * 11, "item_id_list:token_seq": prefixes, "item_id:token": tokens[1:]}
+        write_table(folder / f"parted.{part}.inter", columns)
+    train, passes, _ = made(built, "SASRec", folder, "windows", history_storage=storage, MAX_ITEM_LIST_LENGTH=50)
+    assert len(passes.passes.carrier) == 4  # over the items 7-10, 5-8, 3-6 and, of rows that are not cut, 0-3
+    batch = passes.batch(torch.arange(4))
+    feat = train._dataset.inter_feat
+    histories = {int(t): s[s > 0].tolist() for t, s in zip(feat["item_id"], feat["item_id_list"], strict=True)}
+    for row, at, target in zip(batch[PASS_ROW], batch[PASS_POSITION], batch["item_id"].tolist(), strict=True):
+        history, seen = histories.pop(target), batch["item_id_list"][row, : at + 1].tolist()
+        assert seen == history[-len(seen) :] and len(seen) >= min(2, len(history))
+    assert not histories
+
+
 # ------------------------------------------------ windows
 
 
@@ -265,7 +285,7 @@ def test_a_resumed_training_in_passes_ends_where_an_unbroken_one_does(planted):
     settings = {**TINY, "train_positions": "windows", "MAX_ITEM_LIST_LENGTH": 3, "epochs": 3}
     unbroken = run("SASRec", str(planted), settings=settings, runs_file=None)
     run("SASRec", str(planted), settings={**settings, "epochs": 2}, runs_file=None)
-    resumed = run(resume=Trainer.last_saved, settings={"epochs": 3}, runs_file=None)
+    resumed = run(resume=Trainer.last_saved, settings={"epochs": 3, "history_storage": "copies"}, runs_file=None)
     assert resumed.stages[0]["curve"] == unbroken.stages[0]["curve"]
     assert resumed.test == unbroken.test
     (warning,) = unbroken.warnings

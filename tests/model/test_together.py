@@ -115,6 +115,32 @@ def test_parts_are_next_to_each_other_and_differ_by_one_at_most(n, n_processes, 
     assert max(map(len, parts)) - min(map(len, parts)) <= 1
 
 
+@pytest.mark.parametrize(("drawn_on", "group"), [("cpu", None), ("cuda", "of GPUs")])
+def test_a_number_goes_through_the_group_of_the_device_that_drew_it(drawn_on, group, monkeypatch):
+    """UniSRec draws one on the CPU, also where it trains on GPUs, whose group carries nothing else."""
+    monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 2)
+    monkeypatch.setattr(torch.distributed, "get_rank", lambda: 0)
+    sent = []
+    monkeypatch.setattr(torch.distributed, "broadcast", lambda number, src, group: sent.append((number, src, group)))
+    number = SimpleNamespace(is_cuda=drawn_on == "cuda")
+    assert Together("of GPUs").same(number) is number
+    assert sent == [(number, 0, group)]
+
+
+@pytest.mark.parametrize(("settings", "n_sent"), [({}, 5), ({"contrastive_weight": 0.0}, 1)])
+def test_items_are_told_as_far_as_a_loss_reads_them(settings, n_sent):
+    told, model = [], mmsbr(**settings)
+
+    class Counted(Alone):
+        def whole(self, x, n):
+            told.append(n)
+            return x
+
+    model.together = Counted()
+    model.calculate_loss(test_mmsbr.batch())
+    assert told == [test_mmsbr.N_IDS] * n_sent
+
+
 def test_alone_everything_stays_the_tensor_it_was():
     x, alone = torch.randn(3, 2), Alone()
     rows = alone.rows(3, x.device)
