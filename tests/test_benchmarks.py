@@ -463,10 +463,10 @@ def test_the_whole_command_prints_and_writes_what_was_measured(tmp_path, monkeyp
 
 @pytest.mark.slow
 def test_the_benchmark_runs_for_real(tmp_path):
-    arguments = ["--quick", "--models", "sasrec", "--items", "100", "300", "--threads", "1", "--out", str(tmp_path)]
+    arguments = ["--quick", "--models", "sasrec", "--items", "100", "--threads", "1", "--out", str(tmp_path)]
     done = subprocess.run(
         [sys.executable, "-m", "benchmarks", *arguments], cwd=REPOSITORY, capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stdout + done.stderr
     rows = json.loads((tmp_path / "benchmark.json").read_text())["results"]
-    assert len(rows) == 12 and all("value" in row["ours"] and "value" in row["literal"] for row in rows)
+    assert len(rows) == 6 and all("value" in row["ours"] and "value" in row["literal"] for row in rows)

@@ -293,7 +293,7 @@ def test_a_resumed_training_in_passes_ends_where_an_unbroken_one_does(planted):
 
 
 @pytest.mark.slow
-def test_two_processes_follow_the_losses_of_one(planted):
+def test_two_processes_follow_the_losses_of_one(planted, quick_launch):
     settings = {**TINY, **STILL, "train_positions": "all", "epochs": 2}
     alone = run("SASRec", str(planted), settings=settings, runs_file=None)
     both = run("SASRec", str(planted), settings={**settings, "nproc": 2}, runs_file=None)
