@@ -156,7 +156,7 @@ def test_a_preparation_of_the_readme_runs(tmp_path, line, capsys):
 def test_the_readme_has_the_commands_that_ci_takes_from_it():
     for name, last in (
         ("A", "python run_recbole_mm.py --model=MSM4SR --dataset=demo"),
-        ("B", "python -m pytest -n 2 --dist loadfile"),
+        ("B", "python -m pytest -n 2 --dist worksteal"),
     ):
         block = re.search(rf"<!-- command {name} -->\n```\n(.*?)```", TEXT, flags=re.DOTALL)
         assert block and block[1].splitlines()[-1] == last
